@@ -1,0 +1,202 @@
+"""From what was typed to one typed configuration: Hydra composes, the schema checks, all problems come at once."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mhc_train.config.schema import Config, key_names
+from mhc_train.config.validate import validate
+from mhc_train.errors import ConfigError
+
+
+def config_directory() -> Path:
+    """The packaged configuration groups: inside an installed wheel, or at the root of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def compose(
+    overrides: Sequence[str] = (), config_name: str = "config", config_dir: Path | None = None
+) -> Config:
+    """Compose and check a configuration.
+
+    Args:
+        overrides: what follows the command, in Hydra's override grammar (no sweeps).
+        config_name: the primary file, without `.yaml`.
+        config_dir: a directory of the user's own groups and files, searched beside the packaged ones.
+
+    Raises:
+        ConfigError: with every problem found, each naming the key and what to type instead.
+    """
+    problems: list[str] = []
+    usable = [text for override in overrides if (text := _usable(override, config_dir, problems))]
+    try:
+        composed = _hydra(usable, config_name, config_dir)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([*problems, _explain(error)]) from error
+    config = _typed(composed, problems)
+    problems += map(str, validate(config))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return config
+
+
+def from_dict(document: dict[str, Any]) -> Config:
+    """A typed configuration from a plain document, such as the one that a checkpoint carries."""
+    problems: list[str] = []
+    config = _typed(OmegaConf.create(document), problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
+    """Every configuration group and its options, the user's own directory included."""
+    found: dict[str, list[str]] = {}
+    for root in filter(None, (config_directory(), config_dir)):
+        for file in sorted(root.glob("*/*.yaml")):
+            found.setdefault(file.parent.name, []).append(file.stem)
+    return found
+
+
+def parse(override: str) -> Override:
+    """Parse one override; a syntax error is a `ConfigError` that shows it."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ConfigError(
+            f"{override}: not an override ({error}). Type KEY=VALUE, quoted if it holds spaces."
+        ) from error
+
+
+def _usable(text: str, config_dir: Path | None, problems: list[str]) -> str | None:
+    """The override as Hydra should see it, or None with the problem noted."""
+    try:
+        override = parse(text)
+    except ConfigError as error:
+        problems += error.problems
+        return None
+    key, options = override.key_or_group, groups(config_dir).get(override.key_or_group)
+    if override.is_sweep_override():
+        problems.append(
+            f"{text}: a sweep needs several runs. `mhc-train compare` takes sweeps; `fit` takes one value."
+        )
+    elif options is not None:
+        return _usable_group(text, key, override.value(), options, problems)
+    elif key not in _allowed_keys():
+        problems.append(f"{text}: no such key. {_nearest(key, [*key_names(), *groups(config_dir)])}")
+    else:
+        # Any key of the schema may be set, whether or not a YAML file of the chosen groups mentions it.
+        return text if override.is_delete() else "++" + text.lstrip("+")
+    return None
+
+
+def _usable_group(
+    text: str, group: str, choice: object, options: list[str], problems: list[str]
+) -> str | None:
+    if choice in options or isinstance(choice, list) or (group == "experiment" and choice is None):
+        return text
+    problems.append(
+        f"{group} = {choice}: must be one of {', '.join(options)}. {_nearest(str(choice), options)}"
+    )
+    return None
+
+
+def _allowed_keys() -> list[str]:
+    return [*key_names(), "hydra.searchpath"]
+
+
+def _nearest(word: str, candidates: Sequence[str]) -> str:
+    close = [
+        name
+        for name in sorted(candidates, key=lambda name: -_likeness(word, name))
+        if _likeness(word, name) > 0.7
+    ]
+    return (
+        f"Did you mean {' or '.join(close[:2])}?" if close else "`mhc-train fit --cfg job` prints all keys."
+    )
+
+
+def _likeness(word: str, name: str) -> float:
+    """How alike two keys are, 0 to 1: whole, or by their last parts, since people forget the group (lr, optim.lr)."""
+    whole = difflib.SequenceMatcher(None, word, name).ratio()
+    last = difflib.SequenceMatcher(None, word.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+    return max(whole, last)
+
+
+def _hydra(overrides: list[str], config_name: str, config_dir: Path | None) -> DictConfig:
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: no such directory.")
+        overrides = [f"hydra.searchpath=[file://{config_dir.resolve()}]", *overrides]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_directory()), version_base="1.3", job_name="mhc-train"):
+        return hydra_compose(config_name, overrides=overrides)
+
+
+def _typed(composed: DictConfig, problems: list[str]) -> Config:
+    """Copy leaf by leaf into the schema, so that every wrong type and unknown key is noted, not just the first."""
+    typed = OmegaConf.structured(Config)
+    _make_writable(typed)
+    for key, value in _leaves(composed, problems):
+        try:
+            OmegaConf.update(typed, key, value)
+        except OmegaConfBaseException as error:
+            if key in key_names():
+                problems.append(f"{key} = {value}: {str(error).splitlines()[0]}.")
+            else:
+                problems.append(f"{key} = {value}: no such key. {_nearest(key, key_names())}")
+    config = OmegaConf.to_object(typed)
+    assert isinstance(config, Config)
+    return config
+
+
+def _leaves(composed: DictConfig, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError([*problems, *(f"{key} has no value. Type {key}=VALUE." for key in missing)])
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([*problems, _explain(error)]) from error
+    yield from _flatten(plain, "")
+
+
+def _flatten(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _flatten(child, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, node
+
+
+def _make_writable(node: DictConfig) -> None:
+    # A frozen dataclass makes a read-only node, children included.
+    OmegaConf.set_readonly(node, False)
+    for name in node:
+        child = node._get_node(name)
+        if isinstance(child, DictConfig):
+            _make_writable(child)
+
+
+def _explain(error: Exception) -> str:
+    cause = error.__cause__ or error
+    lines = [line for line in f"{error}\n{cause if cause is not error else ''}".splitlines() if line.strip()]
+    return " ".join(dict.fromkeys(line.strip() for line in lines[:8]))

@@ -1,0 +1,192 @@
+"""Every key that can be configured, with its type, its default and its meaning."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    dim: int = 128
+    """Width C of the model and of every residual stream."""
+    layers: int = 4
+    """Transformer layers; each has two sublayers, attention and feed-forward."""
+    heads: int = 4
+    """Query heads; `dim` must be a multiple, with an even head width."""
+    kv_heads: int = 2
+    """Key and value heads; a divisor of `heads` (equal: multi-head, 1: multi-query)."""
+    ffn_dim: int = 344
+    """Hidden width of the SwiGLU feed-forward."""
+    max_seq_len: int = 2048
+    """Longest sequence that the rotary positions are made for."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output projection too."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in every RMSNorm of the backbone."""
+
+
+@dataclass(frozen=True)
+class ConnectionConfig:
+    """How every sublayer is tied to the residual streams."""
+
+    kind: str = "mhc"
+    """residual | hc (arXiv 2409.19606) | mhc (arXiv 2512.24880)."""
+    streams: int = 4
+    """Number n of residual streams (the expansion rate); 1 for `residual`."""
+    mixer: str = "sinkhorn"
+    """How mHC's logits become H_res: sinkhorn | free. HC is always free, residual has none."""
+    iterations: int = 20
+    """Rounds of the Sinkhorn-Knopp normalisation."""
+    order: str = "columns_first"
+    """columns_first: each round ends on the rows, which are then exact (mHC, Eq. 9) | rows_first."""
+    gate_init: float = 0.01
+    """Start value of the gates a_pre, a_post, a_res of the input-dependent part."""
+    init: str = "equivalent"
+    """mHC's bias at the start: equivalent (the baseline's function) | home | uniform | saturated."""
+    read_out: str = "mean"
+    """How the streams become one after the last sublayer: mean | sum | gated."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text is read, in which order, and how it becomes tokens."""
+
+    source: str = "embedded"
+    """embedded (a corpus that Python packages carry) | hub | parquet | json | text."""
+    path: str = "wiki"
+    """embedded: wiki or python_docs; hub: the data set's name; files: a path or glob."""
+    name: str | None = None
+    """Hub only: the data set's configuration, for example sample-10BT."""
+    revision: str | None = None
+    """Hub only: a commit or tag, to read the same bytes for ever."""
+    split: str = "train"
+    """Hub only: the split that training reads."""
+    validation_split: str | None = None
+    """Hub only: a split for validation; without one, documents are held out by their hash."""
+    column: str = "text"
+    """The column that holds the document's text."""
+    seq_len: int = 256
+    """Tokens a sequence, S."""
+    seed: int = 0
+    """Seed of the document order; the same for all arms of a comparison."""
+    shuffle_block: int = 1024
+    """Documents are shuffled inside consecutive blocks of this many; 1 keeps the stored order."""
+    holdout: float = 0.05
+    """Share of the documents, chosen by hash, that are kept for validation and never trained on."""
+    validation_tokens: int = 65536
+    """Most tokens of the fixed validation set; rounded down to whole sequences."""
+    vocab_size: int = 4096
+    """Size of the byte-level BPE vocabulary that is trained when `tokenizer` is not given."""
+    tokenizer: str | None = None
+    """A tokenizer.json to use instead of training one."""
+    tokenizer_sha256: str | None = None
+    """Filled in by the run: hash of the tokenizer.json used. Given by hand, it must match."""
+    cache_dir: str = "data"
+    """Where prepared corpora and trained tokenizers are kept."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a warm-up; norms, gates, biases and mixers take no weight decay."""
+
+    lr: float = 3e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
+    eps: float = 1e-8
+    """AdamW's denominator epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the backbone's matrices."""
+    warmup_steps: int = 20
+    """Steps over which the learning rate rises linearly from zero."""
+    schedule: str = "cosine"
+    """cosine | constant | linear | steps (x0.316 at 80 %, x0.1 at 90 % of the run: the mHC paper's)."""
+    final_lr_ratio: float = 0.1
+    """Learning rate at the end over the peak, for cosine and linear."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off. The unclipped norm is what is logged."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large a batch, on what, and how often to look."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_tokens: int = 4096
+    """Tokens an optimizer step, over all micro-batches."""
+    micro_batch: int = 16
+    """Sequences that pass through the model at once; gradients of several are accumulated."""
+    device: str = "auto"
+    """auto | cpu | cuda | mps."""
+    precision: str = "auto"
+    """auto | float32 | bfloat16 (autocast; weights, streams and coefficients stay float32)."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    threads: int = 0
+    """Threads of the CPU backend; 0 leaves torch's own choice."""
+    eval_every: int = 200
+    """Steps between validations; the last step is always validated."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    sample_tokens: int = 48
+    """Tokens of each sampled continuation after training; 0 for none."""
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """When and on how many tokens the residual path is measured during training."""
+
+    every: int = 200
+    """Steps between measurements; the start and the end are always measured. 0 switches all off."""
+    tokens: int = 1024
+    """Validation tokens that a measurement looks at; rounded down to whole sequences, at least one."""
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Where metrics are sent besides metrics.jsonl, which always has them all."""
+
+    kind: str = "wandb"
+    """wandb | none."""
+    mode: str = "auto"
+    """auto (online with a W&B account, offline without) | online | offline."""
+    project: str = "mhc-train"
+    """W&B project."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    name: str = "run"
+    """Part of the run directory's name."""
+    seed: int = 0
+    """Seed of the weights. The backbone's depend on nothing else, so that arms start alike."""
+    runs_dir: str = "runs"
+    """Where run directories are made."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+def key_names(schema: Any = Config, prefix: str = "") -> list[str]:
+    """All keys of a schema in dotted form, leaves only: `name`, `model.dim`, ..."""
+    names: list[str] = []
+    for entry in schema.__dataclass_fields__.values():
+        dotted = prefix + entry.name
+        names += (
+            key_names(entry.type, dotted + ".") if hasattr(entry.type, "__dataclass_fields__") else [dotted]
+        )
+    return names

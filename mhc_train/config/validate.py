@@ -1,0 +1,163 @@
+"""What makes sense together: every problem of a configuration at once, each with what to type instead."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mhc_train.config.schema import Config
+
+CHOICES = {
+    "connection.kind": ("residual", "hc", "mhc"),
+    "connection.mixer": ("sinkhorn", "free"),
+    "connection.order": ("columns_first", "rows_first"),
+    "connection.init": ("equivalent", "home", "uniform", "saturated"),
+    "connection.read_out": ("mean", "sum", "gated"),
+    "data.source": ("embedded", "hub", "parquet", "json", "text"),
+    "optim.schedule": ("cosine", "constant", "linear", "steps"),
+    "train.device": ("auto", "cpu", "cuda", "mps"),
+    "train.precision": ("auto", "float32", "bfloat16"),
+    "tracker.kind": ("wandb", "none"),
+    "tracker.mode": ("auto", "online", "offline"),
+}
+
+POSITIVE = (
+    "model.dim", "model.layers", "model.heads", "model.kv_heads", "model.ffn_dim", "model.max_seq_len",
+    "model.rope_theta", "model.norm_eps", "connection.streams", "connection.iterations", "data.seq_len",
+    "data.shuffle_block", "data.validation_tokens", "optim.lr", "optim.eps", "train.steps", "train.batch_tokens",
+    "train.micro_batch", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.log_every",
+    "diagnostics.tokens",
+)  # fmt: skip
+
+NOT_NEGATIVE = (
+    "seed", "data.seed", "optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "train.threads",
+    "train.sample_tokens", "diagnostics.every",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the key, its value, what is allowed and what to type."""
+
+    key: str
+    value: object
+    allowed: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value}: {self.allowed}. {self.mend}"
+
+
+def validate(config: Config) -> list[Problem]:
+    """Every problem of a typed configuration; an empty list means that it can be run."""
+    checks = (_choices, _ranges, _model, _connection, _batch, _data)
+    return [problem for check in checks for problem in check(config)]
+
+
+def value_of(config: Config, key: str) -> object:
+    """The value of a dotted key."""
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _choices(config: Config) -> Iterator[Problem]:
+    for key, allowed in CHOICES.items():
+        value = value_of(config, key)
+        if value not in allowed:
+            yield Problem(key, value, f"must be one of {', '.join(allowed)}", f"Type {key}={allowed[0]}.")
+
+
+def _ranges(config: Config) -> Iterator[Problem]:
+    for key in POSITIVE:
+        value = value_of(config, key)
+        if not value > 0:  # type: ignore[operator]
+            yield Problem(key, value, "must be above 0", f"Type {key}= and a positive number.")
+    for key in NOT_NEGATIVE:
+        value = value_of(config, key)
+        if not value >= 0:  # type: ignore[operator]
+            yield Problem(key, value, "must be 0 or more", f"Type {key}=0 or a positive number.")
+    for beta in config.optim.betas:
+        if not 0 <= beta < 1:
+            yield Problem(
+                "optim.betas",
+                list(config.optim.betas),
+                "both must be in [0, 1)",
+                "Type optim.betas=[0.9,0.95].",
+            )
+    if not 0 <= config.optim.final_lr_ratio <= 1:
+        yield Problem(
+            "optim.final_lr_ratio",
+            config.optim.final_lr_ratio,
+            "must be in [0, 1]",
+            "Type optim.final_lr_ratio=0.1.",
+        )
+
+
+def _model(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.heads > 0 and (model.dim % model.heads or (model.dim // model.heads) % 2):
+        near = max(2 * model.heads, round(model.dim / (2 * model.heads)) * 2 * model.heads)
+        yield Problem(
+            "model.dim",
+            model.dim,
+            f"must be an even multiple of model.heads = {model.heads}",
+            f"Type model.dim={near}.",
+        )
+    if model.kv_heads > 0 and model.heads % model.kv_heads:
+        yield Problem(
+            "model.kv_heads",
+            model.kv_heads,
+            f"must divide model.heads = {model.heads}",
+            f"Type model.kv_heads={model.heads}.",
+        )
+    if config.data.seq_len > model.max_seq_len:
+        yield Problem(
+            "data.seq_len",
+            config.data.seq_len,
+            f"must be at most model.max_seq_len = {model.max_seq_len}",
+            f"Type model.max_seq_len={config.data.seq_len}.",
+        )
+
+
+def _connection(config: Config) -> Iterator[Problem]:
+    connection = config.connection
+    if connection.kind == "residual" and connection.streams != 1:
+        yield Problem(
+            "connection.streams", connection.streams, "the plain residual has exactly one stream",
+            "Type connection.streams=1, or connection=mhc.",
+        )  # fmt: skip
+    if connection.kind != "mhc" and connection.init == "home":
+        yield Problem("connection.init", "home", "is a start of mhc only", "Type connection.init=equivalent.")
+
+
+def _batch(config: Config) -> Iterator[Problem]:
+    train, seq_len = config.train, config.data.seq_len
+    unit = train.micro_batch * seq_len
+    if unit > 0 and train.batch_tokens % unit:
+        near = max(unit, round(train.batch_tokens / unit) * unit)
+        yield Problem(
+            "train.batch_tokens",
+            train.batch_tokens,
+            f"must be a multiple of train.micro_batch x data.seq_len = {train.micro_batch} x {seq_len} = {unit}",
+            f"Type train.batch_tokens={near}.",
+        )
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    data = config.data
+    if data.source == "embedded" and data.path not in ("wiki", "python_docs"):
+        yield Problem(
+            "data.path", data.path, "embedded corpora are wiki and python_docs", "Type data.path=wiki."
+        )
+    if not 0 < data.holdout < 1 and data.validation_split is None:
+        yield Problem("data.holdout", data.holdout, "must be between 0 and 1", "Type data.holdout=0.05.")
+    if data.tokenizer is None and data.vocab_size < 257:
+        yield Problem(
+            "data.vocab_size", data.vocab_size, "byte-level BPE needs at least 257 (256 bytes and the end-of-text token)",
+            "Type data.vocab_size=4096.",
+        )  # fmt: skip
+    if data.validation_tokens < data.seq_len:
+        yield Problem(
+            "data.validation_tokens", data.validation_tokens, f"must hold one sequence of data.seq_len = {data.seq_len}",
+            f"Type data.validation_tokens={data.seq_len}.",
+        )  # fmt: skip

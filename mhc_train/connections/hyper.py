@@ -1,0 +1,49 @@
+"""Hyper-Connections: unconstrained maps of per-stream features (arXiv 2409.19606; arXiv 2512.24880, Eq. 5)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mhc_train.config.schema import ConnectionConfig
+from mhc_train.connections.interface import Connection, Maps
+from mhc_train.mixers import Free
+
+NORM_EPS = 1e-6
+
+
+class HyperConnection(Connection):
+    """Each map is a bias plus a gate times tanh of a linear feature of every stream's own RMS norm.
+
+    With xt the normed streams: pre = a_pre tanh(xt theta_pre) + b_pre, post likewise, and
+    res[i, j] = a_res tanh(theta_res[i] . xt[j]) + b_res[i, j], so that column j depends on sender j.
+    At the start theta = 0, b_pre is one-hot at the sublayer's home stream, b_post = 1 and b_res = I.
+    """
+
+    def __init__(self, config: ConnectionConfig, dim: int, index: int) -> None:
+        super().__init__(config, dim, index)
+        n = self.streams
+        self.mixer = Free(n)
+        self.guarantees = self.mixer.guarantees
+        # Rows of theta: pre, post, then the n receivers of res.
+        self.theta = nn.Parameter(torch.zeros(n + 2, dim))
+        self.gate = nn.Parameter(torch.full((3,), config.gate_init))
+        self.bias_pre = nn.Parameter(F.one_hot(torch.tensor(index % n), n).float())
+        self.bias_post = nn.Parameter(torch.ones(n))
+        self.bias_res = nn.Parameter(self.mixer.bias("equivalent"))
+
+    def maps(self, streams: Float[Tensor, "batch seq n C"]) -> Maps:
+        """The unconstrained maps of every token."""
+        features = (
+            F.rms_norm(streams.float(), (self.dim,), eps=NORM_EPS) @ self.theta.T
+        )  # (batch, seq, sender, n + 2)
+        features = features.tanh()
+        pre = self.gate[0] * features[..., 0] + self.bias_pre
+        post = self.gate[1] * features[..., 1] + self.bias_post
+        res = self.gate[2] * features[..., 2:].transpose(-2, -1).flatten(-2) + self.bias_res
+        return Maps(pre, post, self.mixer(res))
+
+    def flops_per_token(self) -> int:
+        """Read, write, norm and the n + 2 features of every stream."""
+        n = self.streams
+        return super().flops_per_token() + 2 * n * self.dim * (n + 2) + 3 * n * self.dim

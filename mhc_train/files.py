@@ -1,0 +1,82 @@
+"""The one place that writes files: whole or not at all, and with a message when the disk refuses."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mhc_train.errors import StorageError
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a `StorageError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"cannot write {path}: {reason}. Free some space, or choose a writable place with runs_dir=DIR "
+            "(run directories) or data.cache_dir=DIR (corpora and tokenizers)."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to a hidden sibling, flush it to the disk, then rename it onto `path`."""
+    sibling = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with sibling.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            sibling.replace(path)
+        except OSError:
+            sibling.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write `document` as indented JSON with sorted keys left as they are; NaN and infinity are refused."""
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def append_json_line(path: Path, document: Any) -> None:
+    """Append `document` as one line of JSON; a crash can cut the last line only, which `read_json_lines` drops."""
+    line = json.dumps(document, allow_nan=False) + "\n"
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every complete line of a JSON-lines file, in order; an absent file is an empty one."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,69 @@
+"""What a mixer is: logits in, H_res out, and a declaration of what holds for it."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Law(StrEnum):
+    """A conservation law of the residual path that a mixer can guarantee for every token."""
+
+    MASS = "mass"
+    """Columns sum to 1: what streams hold in total is neither created nor lost."""
+    DISSIPATION = "dissipation"
+    """The largest singular value is at most 1: energy out is at most energy in."""
+    TIME_SYMMETRY = "time_symmetry"
+    """Rows sum to 1: the same for gradients, which travel through the transpose."""
+    POSITIVITY = "positivity"
+    """No entry is negative: no flow runs backwards."""
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """`law` holds within `tolerance` wherever the logits' range (max - min) is at most `logit_range`."""
+
+    law: Law
+    tolerance: float
+    logit_range: float = math.inf
+
+
+class Mixer(nn.Module, ABC):
+    """Turns a token's logits into the matrix that mixes its streams: row i receives, column j sends.
+
+    A mixer has no parameters. A new one is a subclass in a file of its own, a name in `MIXERS`, and an option in
+    `conf/connection/`; the generic property tests then check what it declares.
+    """
+
+    guarantees: tuple[Guarantee, ...] = ()
+    """What holds, per token; anything not listed is not promised."""
+    policies: ClassVar[tuple[str, ...]] = ("equivalent", "home", "uniform", "saturated")
+    """Init policies that `bias` knows."""
+
+    def __init__(self, streams: int) -> None:
+        super().__init__()
+        self.streams = streams
+
+    @property
+    @abstractmethod
+    def logits(self) -> int:
+        """Number of logits a token needs."""
+
+    @abstractmethod
+    def forward(self, logits: Float[Tensor, "*tokens k"]) -> Float[Tensor, "*tokens n n"]:
+        """H_res of every token, float32."""
+
+    @abstractmethod
+    def bias(self, policy: str) -> Float[Tensor, " k"]:
+        """The logits' constant part at the start of training, by init policy."""
+
+
+def matrix_bias(streams: int, diagonal: float, off_diagonal: float) -> Float[Tensor, " n*n"]:
+    """Flat n x n logits with one value on the diagonal and another off it."""
+    eye = torch.eye(streams)
+    return (diagonal * eye + off_diagonal * (1 - eye)).flatten()
