@@ -27,9 +27,7 @@ def config_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def compose(
-    overrides: Sequence[str] = (), config_name: str = "config", config_dir: Path | None = None
-) -> Config:
+def compose(overrides: Sequence[str] = (), config_name: str = "config", config_dir: Path | None = None) -> Config:
     """Compose and check a configuration.
 
     Args:
@@ -95,9 +93,7 @@ def _usable(text: str, config_dir: Path | None, problems: list[str]) -> str | No
         return None
     key, options = override.key_or_group, groups(config_dir).get(override.key_or_group)
     if override.is_sweep_override():
-        problems.append(
-            f"{text}: a sweep needs several runs. `mhc-train compare` takes sweeps; `fit` takes one value."
-        )
+        problems.append(f"{text}: a sweep needs several runs. `mhc-train compare` takes sweeps; `fit` takes one value.")
     elif options is not None:
         return _usable_group(text, key, override.value(), options, problems)
     elif key not in _allowed_keys():
@@ -108,14 +104,10 @@ def _usable(text: str, config_dir: Path | None, problems: list[str]) -> str | No
     return None
 
 
-def _usable_group(
-    text: str, group: str, choice: object, options: list[str], problems: list[str]
-) -> str | None:
+def _usable_group(text: str, group: str, choice: object, options: list[str], problems: list[str]) -> str | None:
     if choice in options or isinstance(choice, list) or (group == "experiment" and choice is None):
         return text
-    problems.append(
-        f"{group} = {choice}: must be one of {', '.join(options)}. {_nearest(str(choice), options)}"
-    )
+    problems.append(f"{group} = {choice}: must be one of {', '.join(options)}. {_nearest(str(choice), options)}")
     return None
 
 
@@ -125,13 +117,9 @@ def _allowed_keys() -> list[str]:
 
 def _nearest(word: str, candidates: Sequence[str]) -> str:
     close = [
-        name
-        for name in sorted(candidates, key=lambda name: -_likeness(word, name))
-        if _likeness(word, name) > 0.7
+        name for name in sorted(candidates, key=lambda name: -_likeness(word, name)) if _likeness(word, name) > 0.7
     ]
-    return (
-        f"Did you mean {' or '.join(close[:2])}?" if close else "`mhc-train fit --cfg job` prints all keys."
-    )
+    return f"Did you mean {' or '.join(close[:2])}?" if close else "`mhc-train fit --cfg job` prints all keys."
 
 
 def _likeness(word: str, name: str) -> float:

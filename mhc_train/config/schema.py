@@ -186,7 +186,5 @@ def key_names(schema: Any = Config, prefix: str = "") -> list[str]:
     names: list[str] = []
     for entry in schema.__dataclass_fields__.values():
         dotted = prefix + entry.name
-        names += (
-            key_names(entry.type, dotted + ".") if hasattr(entry.type, "__dataclass_fields__") else [dotted]
-        )
+        names += key_names(entry.type, dotted + ".") if hasattr(entry.type, "__dataclass_fields__") else [dotted]
     return names

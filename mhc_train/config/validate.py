@@ -146,9 +146,7 @@ def _batch(config: Config) -> Iterator[Problem]:
 def _data(config: Config) -> Iterator[Problem]:
     data = config.data
     if data.source == "embedded" and data.path not in ("wiki", "python_docs"):
-        yield Problem(
-            "data.path", data.path, "embedded corpora are wiki and python_docs", "Type data.path=wiki."
-        )
+        yield Problem("data.path", data.path, "embedded corpora are wiki and python_docs", "Type data.path=wiki.")
     if not 0 < data.holdout < 1 and data.validation_split is None:
         yield Problem("data.holdout", data.holdout, "must be between 0 and 1", "Type data.holdout=0.05.")
     if data.tokenizer is None and data.vocab_size < 257:

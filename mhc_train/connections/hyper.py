@@ -34,9 +34,7 @@ class HyperConnection(Connection):
 
     def maps(self, streams: Float[Tensor, "batch seq n C"]) -> Maps:
         """The unconstrained maps of every token."""
-        features = (
-            F.rms_norm(streams.float(), (self.dim,), eps=NORM_EPS) @ self.theta.T
-        )  # (batch, seq, sender, n + 2)
+        features = F.rms_norm(streams.float(), (self.dim,), eps=NORM_EPS) @ self.theta.T  # (batch, seq, sender, n + 2)
         features = features.tanh()
         pre = self.gate[0] * features[..., 0] + self.bias_pre
         post = self.gate[1] * features[..., 1] + self.bias_post

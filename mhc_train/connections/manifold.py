@@ -27,9 +27,7 @@ class ManifoldConnection(Connection):
         self.mixer = _mixer(config)
         self.guarantees = self.mixer.guarantees
         self.sizes = [self.streams, self.streams, self.mixer.logits]
-        self.projection = nn.Parameter(
-            torch.empty(sum(self.sizes), self.streams * dim).normal_(std=PROJECTION_STD)
-        )
+        self.projection = nn.Parameter(torch.empty(sum(self.sizes), self.streams * dim).normal_(std=PROJECTION_STD))
         self.gate = nn.Parameter(torch.full((3,), config.gate_init))
         self.bias = nn.Parameter(torch.cat([*self._read_write_bias(), self.mixer.bias(config.init)]))
 

@@ -21,9 +21,7 @@ class Sinkhorn(Mixer):
         super().__init__(streams)
         self.iterations = iterations
         self.order = order
-        exact, inexact = (
-            (Law.TIME_SYMMETRY, Law.MASS) if order == "columns_first" else (Law.MASS, Law.TIME_SYMMETRY)
-        )
+        exact, inexact = (Law.TIME_SYMMETRY, Law.MASS) if order == "columns_first" else (Law.MASS, Law.TIME_SYMMETRY)
         self.guarantees: tuple[Guarantee, ...] = (Guarantee(Law.POSITIVITY, 0.0), Guarantee(exact, ROUNDING))
         if iterations >= CONVERGED_ROUNDS:
             self.guarantees += tuple(

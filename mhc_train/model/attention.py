@@ -24,12 +24,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch seq C"]:
         """Attend to this and earlier positions."""
         query = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        key, value = (
-            self.key_value(x)
-            .unflatten(-1, (2 * self.kv_heads, self.head_dim))
-            .transpose(1, 2)
-            .chunk(2, dim=1)
-        )
+        key, value = self.key_value(x).unflatten(-1, (2 * self.kv_heads, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
         query, key = rotate(query, rotation), rotate(key, rotation)
         mixed = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=self.heads != self.kv_heads

@@ -20,9 +20,7 @@ Observer = Callable[[int, State, Tensor], None]
 class Transformer(nn.Module):
     """Embedding, a path through pre-norm sublayers (attention and feed-forward in turn), final norm, output head."""
 
-    def __init__(
-        self, model: ModelConfig, connection: ConnectionConfig, vocab_size: int, seed: int = 0
-    ) -> None:
+    def __init__(self, model: ModelConfig, connection: ConnectionConfig, vocab_size: int, seed: int = 0) -> None:
         super().__init__()
         self.config, self.vocab_size = model, vocab_size
         self.sublayers = 2 * model.layers
@@ -36,8 +34,7 @@ class Transformer(nn.Module):
         self.head = None if model.tie_embeddings else nn.Linear(model.dim, vocab_size, bias=False)
         table = rotation_table(model.max_seq_len, model.dim // model.heads, model.rope_theta)
         self.register_buffer("rotation", table, persistent=False)
-        if not self.embedding.weight.is_meta:
-            initialise_backbone(self, seed, self.sublayers)
+        initialise_backbone(self, seed, self.sublayers)
 
     def forward(
         self, tokens: Int[Tensor, "batch seq"], observe: Observer | None = None

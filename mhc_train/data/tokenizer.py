@@ -1,0 +1,116 @@
+"""A byte-level BPE tokenizer, trained on the corpus itself or given; its hash goes wherever its tokens go."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mhc_train.errors import DataError
+from mhc_train.files import write_text
+
+END_OF_TEXT = "<|endoftext|>"
+TRAINING_BYTES = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer, the exact file it came from, and that file's hash."""
+
+    tokenizer: Tokenizer
+    json: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of tokenizer.json."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.tokenizer.get_vocab_size())
+
+    @property
+    def end_of_text(self) -> int:
+        """The token that ends every document."""
+        return int(self.tokenizer.token_to_id(END_OF_TEXT))
+
+    def encode_batch(self, documents: list[str]) -> list[list[int]]:
+        """Token ids of each document, closed by the end-of-text token."""
+        encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        return [[*encoding.ids, self.end_of_text] for encoding in encodings]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(ids))
+
+
+def load_tokenizer(text: str, where: str) -> LoadedTokenizer:
+    """A tokenizer from the text of its tokenizer.json.
+
+    Raises:
+        DataError: it is no tokenizer, or has no end-of-text token.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(f"{where} is not a tokenizer.json: {error}") from error
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise DataError(f"{where} has no {END_OF_TEXT} token. Add it to the tokenizer as a special token.")
+    # A document that spells out the special token must not be able to end itself.
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return LoadedTokenizer(tokenizer, text)
+
+
+def read_tokenizer(path: Path) -> LoadedTokenizer:
+    """A tokenizer from a tokenizer.json file."""
+    try:
+        return load_tokenizer(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.tokenizer = {path} cannot be read: {error}") from error
+
+
+def trained_tokenizer(
+    documents: Iterable[str], vocab_size: int, identity: dict[str, Any], cache_dir: Path
+) -> LoadedTokenizer:
+    """Train a byte-level BPE on the first 10 MB of `documents`, or reuse the one trained on the same before.
+
+    Args:
+        documents: training documents, in stored order; read only when nothing is cached.
+        vocab_size: ids, the 256 bytes and the end-of-text token included.
+        identity: what identifies the documents; the cache is keyed by it.
+        cache_dir: where trained tokenizers are kept.
+    """
+    key = hashlib.sha256(json.dumps([identity, vocab_size, TRAINING_BYTES], sort_keys=True).encode()).hexdigest()
+    path = cache_dir / "tokenizers" / f"{key[:16]}.json"
+    if not path.exists():
+        write_text(path, _train(documents, vocab_size).to_str())
+    return read_tokenizer(path)
+
+
+def _train(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    # With all 256 bytes in the alphabet there is no unknown token, and decoding is exact.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_first_bytes(documents, TRAINING_BYTES), trainer)
+    return tokenizer
+
+
+def _first_bytes(documents: Iterable[str], budget: int) -> Iterator[str]:
+    for text in documents:
+        yield text
+        budget -= len(text.encode(errors="replace"))
+        if budget <= 0:
+            return

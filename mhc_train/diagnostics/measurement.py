@@ -1,0 +1,93 @@
+"""From an observation to a document of numbers: every measurement, per sublayer and per composite, over tokens."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc_train.diagnostics import signals
+from mhc_train.diagnostics.laws import judge
+from mhc_train.diagnostics.maps import MEASURES, backward_composites, forward_composites
+from mhc_train.diagnostics.probe import Crossing, Observation
+from mhc_train.mixers import Guarantee
+
+SCHEMA_VERSION = 1
+CONVENTION = "rows receive, columns send: X'[i] = sum_j H_res[i, j] X[j]"
+QUANTILES = {"min": 0.0, "median": 0.5, "p99": 0.99, "max": 1.0}
+
+
+def measure(observation: Observation, guarantees: tuple[Guarantee, ...] = ()) -> dict[str, Any]:
+    """Everything that is known of a residual path, as plain JSON data; numbers are `{mean, min, median, p99, max}`.
+
+    Args:
+        observation: what the model did.
+        guarantees: the laws that its mixer declares, set beside what is measured.
+    """
+    maps = [crossing.maps.res.flatten(0, 1).double() for crossing in observation.crossings]
+    document: dict[str, Any] = {
+        "convention": CONVENTION,
+        "streams": maps[0].shape[-1],
+        "tokens": maps[0].shape[0],
+        "loss": observation.loss,
+        "sublayers": _sublayers(observation, maps),
+        "composite": {
+            "forward": _curve(observation.names, forward_composites(maps), _token_means(forward_composites, maps)),
+            "backward": _curve(observation.names, backward_composites(maps), _token_means(backward_composites, maps)),
+        },
+    }
+    return document | {"laws": judge(document, guarantees)}
+
+
+def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, Any]]:
+    rows = zip(observation.names, observation.crossings, observation.gradients, maps, strict=True)
+    return [
+        {"index": index, "name": name}
+        | {key: statistics(values) for key, values in _numbers(crossing, gradient, H).items()}
+        | {"mean_maps": {key: getattr(crossing.maps, key).mean((0, 1)).tolist() for key in ("pre", "post", "res")}}
+        for index, (name, crossing, gradient, H) in enumerate(rows)
+    ]
+
+
+def _numbers(crossing: Crossing, gradient: Tensor, H: Tensor) -> dict[str, Tensor]:
+    """All measurements of one sublayer, a number a token."""
+    streams = crossing.streams.flatten(0, 1).double()
+    ledger = signals.energy_ledger(
+        streams, H, crossing.maps.post.flatten(0, 1).double(), crossing.output.flatten(0, 1).double()
+    )
+    return {
+        **{name: function(H) for name, function in MEASURES.items()},
+        **ledger,
+        "gradient_energy_gain": signals.gradient_energy_gain(gradient.flatten(0, 1).double(), H),
+        "stream_difference": signals.stream_difference(streams),
+        "effective_streams": signals.effective_streams(streams),
+        "stream_cosine": signals.stream_cosine(streams),
+    }
+
+
+def _curve(names: list[str], composites: list[Tensor], of_means: list[Tensor]) -> list[dict[str, Any]]:
+    """One entry a composite: statistics over tokens, and the composite of token-mean maps, labelled as such."""
+    return [
+        {"index": index, "name": name}
+        | {key: statistics(function(P)) for key, function in MEASURES.items()}
+        | {"of_token_means": {key: _finite(function(mean).item()) for key, function in MEASURES.items()}}
+        | {"mean_map": P.mean(0).tolist()}
+        for index, (name, P, mean) in enumerate(zip(names, composites, of_means, strict=True))
+    ]
+
+
+def _token_means(composites: Any, maps: list[Tensor]) -> list[Tensor]:
+    means: list[Tensor] = composites([H.mean(0) for H in maps])
+    return means
+
+
+def statistics(values: Tensor) -> dict[str, float | None]:
+    """`{mean, min, median, p99, max}` over tokens; null where a statistic is not finite."""
+    flat = values.double().flatten()
+    quantiles = torch.quantile(flat, flat.new_tensor(list(QUANTILES.values())))
+    numbers = {"mean": flat.mean().item()} | dict(zip(QUANTILES, quantiles.tolist(), strict=True))
+    return {name: _finite(number) for name, number in numbers.items()}
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,150 @@
+"""Run directories: made once and exclusively, self-describing, and found again by path."""
+
+import datetime
+import json
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mhc_train
+from mhc_train.errors import CheckpointError
+from mhc_train.files import read_json_lines, storage_errors, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Run:
+    """One directory of `runs/` and the names of what lies in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a logged step: the truth about the run."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def measurements(self) -> Path:
+        """One JSON line a measurement of the residual path."""
+        return self.path / "diagnostics" / "measurements.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json that the run's tokens were made with."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def samples(self) -> Path:
+        """Continuations sampled after training."""
+        return self.path / "samples.json"
+
+    @property
+    def report(self) -> Path:
+        """Where a comparison's report is written."""
+        return self.path / "report"
+
+    def status(self) -> dict[str, Any]:
+        """The content of status.json; empty if there is none yet."""
+        path = self.path / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def set_status(self, status: str, **facts: Any) -> None:
+        """Record where the run stands: running, done, failed or stopped, with what is known of it."""
+        write_json(self.path / "status.json", self.status() | {"status": status} | facts)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware and git state of the process that made the run."""
+        path = self.path / "environment.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def truncate(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which a resumed run will write anew."""
+        for path in (self.metrics, self.measurements):
+            if path.exists():
+                kept = [json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step]
+                write_text(path, "".join(kept))
+
+
+def create_run(runs_dir: Path, name: str, config_yaml: str, overrides: Sequence[str]) -> Run:
+    """Make `<date>-<time>-<name>-<6 hex>/` and record what was typed and where it runs.
+
+    Raises:
+        StorageError: the directory cannot be made.
+    """
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = runs_dir / f"{stamp}-{name}-{secrets.token_hex(3)}"
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    run = Run(path)
+    write_text(run.config, config_yaml)
+    write_text(path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
+    write_json(path / "environment.json", environment())
+    return run
+
+
+def find_run(path: Path) -> Run:
+    """The run in a directory.
+
+    Raises:
+        CheckpointError: it is not a run directory.
+    """
+    if not (path / "config.yaml").is_file():
+        raise CheckpointError(f"{path} is not a run directory: it has no config.yaml. Runs are listed by `ls runs/`.")
+    return Run(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git state of this process."""
+    import torch
+
+    return {
+        "mhc_train": mhc_train.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": " ".join(sys.argv),
+        "git": _git_state(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and cleanliness of the checkout that the package runs from; None outside one."""
+    root = Path(mhc_train.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    return {"commit": commit, "clean": _git(root, "status", "--porcelain") == ""} if commit else None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

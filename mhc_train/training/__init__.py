@@ -1,0 +1,1 @@
+"""Training: the straight loop and the parts that it calls, in the order in which it calls them."""

@@ -1,0 +1,68 @@
+"""Which device and precision a run uses, and why."""
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from mhc_train.config.schema import TrainConfig
+from mhc_train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, the type that matrix products run in, and the reason for each choice."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> torch.autocast:
+        """Lower precision for the sublayers, where it was chosen."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def peak_memory(self) -> tuple[int, str]:
+        """Bytes, and what was counted: allocations on a GPU, the whole process elsewhere."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device), "allocated on the GPU"
+        # Linux counts kibibytes, macOS bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "resident, whole process"
+
+
+def choose_device(config: TrainConfig) -> Device:
+    """Resolve `train.device` and `train.precision`.
+
+    Raises:
+        ConfigError: a device was asked for that this machine does not have.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    name, why = (_best_device() if config.device == "auto" else (config.device, "asked for"))
+    if config.device != "auto" and not _exists(name):
+        raise ConfigError(f"train.device = {name}: torch {torch.__version__} sees none here. Type train.device=auto.")
+    dtype, why_dtype = _precision(config.precision, name)
+    return Device(torch.device(name), dtype, f"{name} ({why}), {str(dtype).removeprefix('torch.')} ({why_dtype})")
+
+
+def _best_device() -> tuple[str, str]:
+    if _exists("cuda"):
+        return "cuda", torch.cuda.get_device_name()
+    if _exists("mps"):
+        return "mps", "Apple's Metal is available, CUDA is not"
+    return "cpu", f"neither CUDA nor Metal is available; {torch.get_num_threads()} threads"
+
+
+def _exists(name: str) -> bool:
+    if name == "cuda":
+        return torch.cuda.is_available()
+    return name == "cpu" or torch.backends.mps.is_available()
+
+
+def _precision(precision: str, device: str) -> tuple[torch.dtype, str]:
+    if precision != "auto":
+        return (torch.bfloat16 if precision == "bfloat16" else torch.float32), "asked for"
+    if device == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16, "the GPU computes in bfloat16"
+    return torch.float32, f"the exact choice, and no slower than the others where {device} is the device"

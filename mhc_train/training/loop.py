@@ -1,0 +1,100 @@
+"""The training loop: measure, step, validate, log, save, in this order, until the last step or a signal."""
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+from mhc_train.errors import Stopped
+from mhc_train.training.optimizer import learning_rate
+from mhc_train.training.progress import Progress
+from mhc_train.training.session import Session
+from mhc_train.training.step import StepResult, take_step
+from mhc_train.training.stop import StopRequest
+
+
+@dataclass
+class Stopwatch:
+    """Time since the last logged step, spent in steps and in waiting for data; validation and saving not counted."""
+
+    tokens: int = 0
+    working: float = 0.0
+    waiting: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens over the time of steps and data together."""
+        return self.tokens / (self.working + self.waiting)
+
+
+def train(session: Session, stop: StopRequest) -> None:
+    """Train to `train.steps`, from wherever the session stands.
+
+    Raises:
+        NumericsError: a loss or gradient is not finite.
+        Stopped: a signal came; the checkpoint is written.
+    """
+    config, progression = session.config, session.progression
+    steps, watch = config.train.steps, Stopwatch()
+    batch_size = config.train.batch_tokens // config.data.seq_len
+    if progression.step == 0:
+        begin(session)
+    batches = session.corpus.batches(batch_size, progression.data)
+    with closing(batches), Progress(config.name, steps, progression.step) as progress:
+        while progression.step < steps:
+            started = time.perf_counter()
+            batch, data_state = next(batches)
+            received = time.perf_counter()
+
+            for group in session.optimizer.param_groups:
+                group["lr"] = learning_rate(config.optim, progression.step, steps)
+            result = take_step(
+                session.forward,
+                session.model,
+                session.optimizer,
+                batch,
+                config.train.micro_batch,
+                session.device,
+                config.optim.grad_clip,
+            )
+            session.advance(result, config.train.batch_tokens, data_state)
+
+            watch.tokens += config.train.batch_tokens
+            watch.waiting += received - started
+            watch.working += time.perf_counter() - received
+            progress.update(progression.step, result.loss, watch.tokens_per_second)
+
+            step, last = progression.step, progression.step == steps
+            validate = last or step % config.train.eval_every == 0
+            if validate or step % config.train.log_every == 0:
+                log(session, result, watch, validate)
+                watch = Stopwatch()
+            if config.diagnostics.every and (last or step % config.diagnostics.every == 0):
+                session.measure()
+            if last or stop or step % config.train.save_every == 0:
+                session.save()
+            if stop and not last:
+                raise Stopped(
+                    f"Stopped by {stop.signal} after step {step} of {steps}; saved. Go on with "
+                    f"`mhc-train fit --resume {session.run.path}`."
+                )
+
+
+def begin(session: Session) -> None:
+    """Validate and measure the untrained model: the first point of every curve."""
+    session.log(session.validate())
+    if session.config.diagnostics.every:
+        session.measure()
+
+
+def log(session: Session, result: StepResult, watch: Stopwatch, validate: bool) -> None:
+    """Write the line of a logged step; `train_loss` is the mean since the line before."""
+    window = session.progression.window
+    values = {
+        "train_loss": sum(window) / len(window),
+        "grad_norm": result.grad_norm,
+        "learning_rate": session.optimizer.param_groups[0]["lr"],
+        "tokens_per_second": watch.tokens_per_second,
+        "data_wait": watch.waiting / (watch.working + watch.waiting),
+    }
+    session.log(values | (session.validate() if validate else {}))
+    window.clear()

@@ -1,0 +1,102 @@
+"""Everything that a running training consists of, and what it writes: metrics, measurements, checkpoints."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc_train.config.schema import Config
+from mhc_train.data import Corpus
+from mhc_train.diagnostics import measure, observe
+from mhc_train.files import append_json_line
+from mhc_train.model import Transformer
+from mhc_train.runs import Run
+from mhc_train.tracking import Tracker
+from mhc_train.training.checkpoint import save_checkpoint
+from mhc_train.training.device import Device
+from mhc_train.training.optimizer import optimizer_tensors
+from mhc_train.training.step import StepResult, validation_loss
+
+
+@dataclass
+class Progression:
+    """How far a training has come: what a checkpoint restores besides weights and moments."""
+
+    step: int = 0
+    tokens: int = 0
+    data: dict[str, Any] | None = None
+    """The data state after the last batch."""
+    window: list[float] = field(default_factory=list)
+    """Losses since the last logged step."""
+
+
+@dataclass
+class Session:
+    """A training under way."""
+
+    config: Config
+    run: Run
+    corpus: Corpus
+    model: Transformer
+    forward: Callable[[Tensor], Tensor]
+    """The model, or its compiled form."""
+    optimizer: torch.optim.Optimizer
+    device: Device
+    tracker: Tracker
+    progression: Progression = field(default_factory=Progression)
+
+    def validate(self) -> dict[str, float]:
+        """Validation loss and bits per byte on the fixed set."""
+        loss = validation_loss(self.forward, self.corpus.validation.blocks, self.config.train.micro_batch, self.device)
+        return {"val_loss": loss, "val_bpb": self.corpus.validation.bits_per_byte(loss)}
+
+    def log(self, values: dict[str, float]) -> None:
+        """Write one line of metrics.jsonl and pass it to the tracker."""
+        progression = self.progression
+        append_json_line(self.run.metrics, {"step": progression.step, "tokens": progression.tokens} | values)
+        self.tracker.log(progression.step, values)
+
+    def advance(self, result: StepResult, tokens: int, data: dict[str, Any]) -> None:
+        """Count a finished step."""
+        progression = self.progression
+        progression.step += 1
+        progression.tokens += tokens
+        progression.data = data
+        progression.window.append(result.loss)
+
+    def measure(self) -> None:
+        """Measure the residual path on the first validation tokens; write and track it."""
+        rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
+        guarantees = self.model.path[0].guarantees
+        document = measure(observe(self.model, self.corpus.validation.blocks[:rows]), guarantees)
+        append_json_line(self.run.measurements, {"step": self.progression.step} | document)
+        self.tracker.log(self.progression.step, tracked_numbers(document))
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(
+            self.run.checkpoints,
+            self.config,
+            self.model,
+            optimizer_tensors(self.optimizer, self.model),
+            dataclasses.asdict(self.progression),
+            self.corpus.tokenizer.json,
+            self.config.train.keep_checkpoints,
+        )
+
+
+def tracked_numbers(document: dict[str, Any]) -> dict[str, float]:
+    """The curves of a measurement that a tracker shows: gain and energy of every sublayer, and the composites."""
+    numbers: dict[str, float | None] = {}
+    for row in document["sublayers"]:
+        for measure_name in ("forward_gain", "backward_gain", "energy_gain", "gradient_energy_gain"):
+            numbers[f"{measure_name}/{row['name']}"] = row[measure_name]["max"]
+        numbers[f"energy/{row['name']}"] = row["energy_out"]["mean"]
+    for direction in ("forward", "backward"):
+        gains = [row[f"{direction}_gain"]["max"] for row in document["composite"][direction]]
+        numbers[f"composite/{direction}_gain"] = max(gains, key=lambda gain: float("inf") if gain is None else gain)
+    numbers["composite/difference_gain"] = document["composite"]["forward"][-1]["difference_gain"]["median"]
+    return {name: number for name, number in numbers.items() if number is not None}

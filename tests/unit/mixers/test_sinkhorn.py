@@ -1,0 +1,128 @@
+"""The Sinkhorn projection against an all-log float64 oracle, and the numbers that its documentation quotes."""
+
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mhc_train.mixers import Law, Sinkhorn
+from mhc_train.mixers.sinkhorn import sinkhorn
+
+ORDERS = ("columns_first", "rows_first")
+SCALES = (1.0, 50.0, 1e4)
+EXACT_AXIS = {"columns_first": -1, "rows_first": -2}
+"""The axis whose sums are exact, because they were divided out last: -1 for rows, -2 for columns."""
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def gradient(logits: Tensor, upstream: Tensor, order: str) -> Tensor:
+    logits = logits.clone().requires_grad_()
+    (sinkhorn(logits, order=order) * upstream).sum().backward()
+    assert logits.grad is not None
+    return logits.grad
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("iterations", [1, 3, 20])
+@given(streams=st.integers(1, 8), seed=st.integers(0, 2**32))
+def test_values_agree_with_float64_in_log_space(
+    streams: int, seed: int, iterations: int, order: str, scale: float
+) -> None:
+    logits = scale * normal(seed, 32, streams, streams)
+    expected = oracle.sinkhorn(logits.double().numpy(), iterations, order)
+    np.testing.assert_allclose(sinkhorn(logits, iterations, order).double().numpy(), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("iterations", [1, 3, 20])
+@pytest.mark.parametrize("streams", [1, 2, 3, 4])
+def test_gradient_is_that_of_the_truncated_map(streams: int, iterations: int, order: str) -> None:
+    logits = 2 * normal(0, 3, streams, streams, dtype=torch.float64)
+    torch.autograd.gradcheck(lambda x: sinkhorn(x, iterations, order), (logits.requires_grad_(),), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_float32_gradient_agrees_with_float64(order: str, scale: float) -> None:
+    logits, upstream = scale * normal(1, 4096, 4, 4), normal(2, 4096, 4, 4)
+    expected = gradient(logits.double(), upstream.double(), order)
+    torch.testing.assert_close(gradient(logits, upstream, order).double(), expected, atol=1e-4, rtol=0)
+
+
+def test_float64_gradient_agrees_with_differences_of_the_oracle() -> None:
+    logits, upstream, step = normal(3, 4, 4, dtype=torch.float64), normal(4, 4, 4, dtype=torch.float64), 1e-5
+    expected = np.zeros((4, 4))
+    for entry in itertools.product(range(4), range(4)):
+        offset = np.zeros((4, 4))
+        offset[entry] = step
+        ahead, behind = oracle.sinkhorn(logits.numpy() + offset), oracle.sinkhorn(logits.numpy() - offset)
+        expected[entry] = np.sum((ahead - behind) * upstream.numpy()) / (2 * step)
+    np.testing.assert_allclose(gradient(logits, upstream, "columns_first").numpy(), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("iterations", [1, 2, 3, 20])
+@pytest.mark.parametrize("scale", SCALES)
+def test_side_normalised_last_is_exact(scale: float, iterations: int, order: str) -> None:
+    sums = sinkhorn(scale * normal(5, 4096, 4, 4), iterations, order).double().sum(EXACT_AXIS[order])
+    assert (sums - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_other_side_is_the_inexact_one(order: str) -> None:
+    inexact_axis = -3 - EXACT_AXIS[order]
+    sums = sinkhorn(2 * normal(5, 4096, 4, 4), 3, order).double().sum(inexact_axis)
+    assert (sums - 1).abs().max() > 1e-2
+
+
+def test_orders_are_transposes_of_each_other() -> None:
+    logits = 4 * normal(6, 64, 4, 4)
+    torch.testing.assert_close(sinkhorn(logits.mT, order="rows_first").mT, sinkhorn(logits), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("deviation", "median"), [(1.0, 3.4e-13), (2.0, 8.3e-7), (4.0, 3.2e-3), (6.0, 1.6e-2)]
+)  # mathematics.md, section 3: column error of 20 rounds, n = 4
+def test_median_column_error_of_twenty_rounds(deviation: float, median: float) -> None:
+    matrices = sinkhorn(deviation * normal(7, 20_000, 4, 4, dtype=torch.float64))
+    measured = (matrices.sum(-2) - 1).abs().amax(-1).median().item()
+    assert median / 3 < measured < median * 3
+
+
+@pytest.mark.parametrize(("order", "inexact"), [("columns_first", Law.MASS), ("rows_first", Law.TIME_SYMMETRY)])
+def test_few_rounds_do_not_declare_the_inexact_side(order: str, inexact: Law) -> None:
+    few, many = (
+        {guarantee.law for guarantee in Sinkhorn(4, rounds, order).guarantees} for rounds in (3, 20)
+    )
+    assert many - few == {inexact, Law.DISSIPATION}
+
+
+def test_three_rounds_miss_what_twenty_rounds_declare() -> None:
+    mass = next(guarantee for guarantee in Sinkhorn(4).guarantees if guarantee.law == Law.MASS)
+    logits = mass.logit_range * torch.rand(4096, 16, generator=torch.Generator().manual_seed(8))
+    error = (Sinkhorn(4, iterations=3)(logits).sum(-2) - 1).abs().max()
+    assert error > 10 * mass.tolerance
+
+
+def test_minus_infinity_forbids_an_entry() -> None:
+    allowed = torch.eye(4).roll(1, 0).bool() | torch.eye(4).bool()
+    logits = normal(9, 64, 4, 4).masked_fill(~allowed, -torch.inf).requires_grad_()
+    matrices = sinkhorn(logits)
+    matrices.square().sum().backward()
+    assert (matrices[:, ~allowed] == 0).all()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_forbidding_a_whole_row_is_not_silent() -> None:
+    logits = torch.zeros(4, 4)
+    logits[1] = -torch.inf
+    assert sinkhorn(logits).isnan().any()
