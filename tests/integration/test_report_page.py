@@ -1,0 +1,66 @@
+"""The report in a real browser: no sideways scrolling on a phone or a desk, and it prints."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
+
+from fake_runs import write_run  # noqa: E402
+
+from mhc_train.report.comparison import compare_runs  # noqa: E402
+from mhc_train.report.render import write_report  # noqa: E402
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync --virtual-time-budget=5000"
+# A headless window is never narrower than 500 pixels; a frame may be.
+FRAME = """<!DOCTYPE html><p id="widths">none</p><iframe src="probe.html" style="border:0;width:{width}px;height:900px">
+</iframe><script>addEventListener("message", event => widths.textContent = event.data)</script>"""
+PROBE = """<script>addEventListener("load", () => {
+document.querySelectorAll("details").forEach(details => details.open = true);
+const root = document.documentElement;
+const text = [...document.querySelectorAll("svg text")].map(t => t.getBoundingClientRect().height);
+parent.postMessage(`${innerWidth} ${root.clientWidth} ${root.scrollWidth} ${Math.min(...text)}`, "*") })</script>"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium on PATH")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    variants = [{"connection": {"gate_init": 0.1 * number, "iterations": number}} for number in range(1, 4)]
+    paths = [write_run(root / "runs", kind, gain=2.0, sublayers=8) for kind in ("residual", "hc")]
+    long = [{"prompt": "word " * 40, "continuation": "x" * 400}]
+    paths += [write_run(root / "runs", "mhc", config=variant, samples=long) for variant in variants]
+    return write_report(compare_runs(paths), root / "report")
+
+
+def chromium(tmp_path: Path, *arguments: str) -> str:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_never_scrolls_sideways(page: Path, tmp_path: Path, width: int) -> None:
+    text = re.sub(r"<meta http-equiv[^>]+>", "", page.read_text())  # the page's own policy forbids the probe's script
+    (tmp_path / "probe.html").write_text(text.replace("</body>", f"{PROBE}</body>"))
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+    dom = chromium(tmp_path, f"--window-size={width + 100},1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
+    found = re.search(r'id="widths">(\d+) (\d+) (\d+) ([\d.]+)<', dom)
+    assert found, dom[:500]
+    inner, visible, needed = map(int, found.groups()[:3])
+    assert inner == width and needed <= visible
+    assert float(found[4]) >= 8  # pixels from the top to the bottom of a line of text in a chart
+
+
+def test_the_page_prints(page: Path, tmp_path: Path) -> None:
+    chromium(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}", page.as_uri())
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert len(re.findall(rb"/Type\s*/Page\b", content)) >= 3
