@@ -51,6 +51,35 @@ def compose(overrides: Sequence[str] = (), config_name: str = "config", config_d
     return config
 
 
+# What may differ between a run and its continuation: how long, how often, where; never what is learnt from what.
+RESUMABLE = (
+    "train.steps", "train.eval_every", "train.save_every", "train.log_every", "train.keep_checkpoints",
+    "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "diagnostics.every",
+    "diagnostics.tokens", "data.cache_dir", "tracker.kind", "tracker.mode", "tracker.project",
+)  # fmt: skip
+
+
+def amend(config: Config, overrides: Sequence[str]) -> Config:
+    """A run's own configuration with the few changes that a continuation may make.
+
+    Raises:
+        ConfigError: an override changes something else, or makes no sense.
+    """
+    problems: list[str] = []
+    document = OmegaConf.create(dataclasses.asdict(config))
+    for text in overrides:
+        override = parse(text)
+        if override.key_or_group not in RESUMABLE:
+            problems.append(f"{text}: cannot change on --resume. What can: {', '.join(RESUMABLE)}.")
+        else:
+            OmegaConf.update(document, override.key_or_group, override.value())
+    amended = _typed(document, problems)
+    problems += map(str, validate(amended))
+    if problems:
+        raise ConfigError(problems)
+    return amended
+
+
 def from_dict(document: dict[str, Any]) -> Config:
     """A typed configuration from a plain document, such as the one that a checkpoint carries."""
     problems: list[str] = []

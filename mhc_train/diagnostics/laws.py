@@ -13,7 +13,7 @@ class Rule:
 
     law: str
     where: str
-    """sublayers | forward | backward | whole (the composite over all sublayers)."""
+    """sublayers | last (sublayer) | forward | backward | whole (the composite over all sublayers)."""
     measure: str
     statistic: str
     ok: float
@@ -31,6 +31,7 @@ RULES = (
     Rule("positivity", "sublayers", "smallest_entry", "min", -1e-6, -1e-3, "no entry of H_res is negative", below=True),
     Rule("closure_forward", "forward", "forward_gain", "max", 2.0, 10.0, "composites do not amplify the signal"),
     Rule("closure_backward", "backward", "backward_gain", "max", 2.0, 10.0, "composites do not amplify gradients"),
+    Rule("distinct_streams", "last", "stream_difference", "median", 1e-3, 0.0, "the streams that reach the last sublayer are not copies of one another", below=True),
     Rule("no_collapse", "whole", "difference_gain", "median", 1e-2, 0.0, "streams stay distinct over the whole depth", below=True),
 )  # fmt: skip
 
@@ -47,6 +48,8 @@ def judge(document: dict[str, Any], guarantees: tuple[Guarantee, ...] = ()) -> l
 def _entries(document: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if where == "sublayers":
         return list(document["sublayers"])
+    if where == "last":
+        return [document["sublayers"][-1]]
     if where == "whole":
         return [document["composite"]["forward"][-1]]
     return list(document["composite"][where])
@@ -61,7 +64,7 @@ def _verdict(rule: Rule, entries: list[dict[str, Any]], guarantee: Guarantee | N
     verdict: dict[str, Any] = {"law": rule.law, "meaning": rule.meaning, "declared": declared}
     if not measured:
         # One stream has no differences to lose; otherwise a missing number is a non-finite one.
-        applicable = rule.measure != "difference_gain"
+        applicable = rule.measure not in ("difference_gain", "stream_difference")
         return verdict | {"verdict": "fail" if applicable else "not applicable", "worst": None, "evidence": None}
     worst = pick(measured, key=lambda entry: entry[rule.measure][rule.statistic])
     if len(measured) < len(entries):

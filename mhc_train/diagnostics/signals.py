@@ -42,7 +42,9 @@ def gradient_energy_gain(gradient: Streams, res: Float[Tensor, "*tokens n n"]) -
 
 
 def stream_difference(streams: Streams) -> Numbers:
-    """Share of the energy in differences between streams, `||(I - J/n) X||^2 / ||X||^2`: 0 where all are identical."""
+    """Energy in differences between streams, `||(I - J/n) X||^2 / ||X||^2`: 0 where all are identical; NaN for n = 1."""
+    if streams.shape[-2] == 1:
+        return torch.full_like(streams[..., 0, 0], float("nan"))
     return energy(streams - streams.mean(-2, keepdim=True)) / energy(streams)
 
 

@@ -63,7 +63,7 @@ class Mixer(nn.Module, ABC):
         """The logits' constant part at the start of training, by init policy."""
 
 
-def matrix_bias(streams: int, diagonal: float, off_diagonal: float) -> Float[Tensor, " n*n"]:
+def matrix_bias(streams: int, diagonal: float, off_diagonal: float) -> Float[Tensor, " {streams}**2"]:
     """Flat n x n logits with one value on the diagonal and another off it."""
     eye = torch.eye(streams)
     return (diagonal * eye + off_diagonal * (1 - eye)).flatten()

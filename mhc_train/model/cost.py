@@ -56,7 +56,12 @@ class Memory:
 
 
 def estimate_memory(
-    model: ModelConfig, connection: ConnectionConfig, vocab_size: int, micro_batch: int, seq_len: int, dtype: torch.dtype
+    model: ModelConfig,
+    connection: ConnectionConfig,
+    vocab_size: int,
+    micro_batch: int,
+    seq_len: int,
+    dtype: torch.dtype,
 ) -> Memory:
     """Memory of a training step, counted on tensors without data: nothing is allocated, whatever the size.
 

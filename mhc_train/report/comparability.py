@@ -30,6 +30,14 @@ def _config(*keys: str) -> Callable[[RunRecord], Any]:
     return read
 
 
+def _code(record: RunRecord) -> Any:
+    """Version and commit; unknown where uncommitted changes were run, since they leave no trace."""
+    git = record.environment.get("git")
+    if git is not None and not git["clean"]:
+        return None
+    return [record.environment.get("mhc_train"), git and git["commit"]]
+
+
 REQUIREMENTS = (
     Requirement("validation set", lambda r: r.status.get("validation_sha256"), "losses are over different text"),
     Requirement("tokenizer", lambda r: r.status.get("tokenizer_sha256"), "a token does not mean the same"),
@@ -46,8 +54,8 @@ REQUIREMENTS = (
     Requirement("model", _config("model"), "the backbones differ"),
     Requirement("optimizer", _config("optim"), "the optimizers differ"),
     Requirement("batch", _config("train", "batch_tokens"), "the batches differ"),
-    Requirement("precision", _config("train", "precision"), "they were computed in different precision"),
-    Requirement("code", lambda r: [r.environment.get("mhc_train"), r.environment.get("git")], "the code differs", False),
+    Requirement("precision", lambda r: r.status.get("precision"), "they were computed in different precision"),
+    Requirement("code", _code, "the code differs", False),
     Requirement(
         "hardware",
         lambda r: [r.environment.get(key) for key in ("processor", "accelerator", "threads", "torch")],
@@ -67,7 +75,9 @@ def check(arms: list[Arm]) -> list[dict[str, Any]]:
 
 def reasons(rows: list[dict[str, Any]]) -> list[str]:
     """Why the runs are not comparable; empty if they are."""
-    return [f"{row['name']} {row['state']}: {row['matters']}" for row in rows if row["decisive"] and row["state"] != "same"]
+    return [
+        f"{row['name']} {row['state']}: {row['matters']}" for row in rows if row["decisive"] and row["state"] != "same"
+    ]
 
 
 def _row(requirement: Requirement, arms: list[Arm]) -> dict[str, Any]:

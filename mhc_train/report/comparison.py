@@ -87,7 +87,9 @@ def _data(record: RunRecord) -> dict[str, Any]:
 def _configuration(arms: list[Arm]) -> dict[str, Any]:
     """Dotted keys: what all arms share, and what differs, by arm."""
     flat = {arm.name: flatten(arm.records[0].config) for arm in arms}
-    keys = list(dict.fromkeys(key for config in flat.values() for key in config if key not in ("name", "seed", "runs_dir")))
+    keys = list(
+        dict.fromkeys(key for config in flat.values() for key in config if key not in ("name", "seed", "runs_dir"))
+    )
     shared = {key for key in keys if len({repr(config.get(key)) for config in flat.values()}) == 1}
     anyone = next(iter(flat.values()))
     return {

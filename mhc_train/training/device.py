@@ -39,7 +39,7 @@ def choose_device(config: TrainConfig) -> Device:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    name, why = (_best_device() if config.device == "auto" else (config.device, "asked for"))
+    name, why = _best_device() if config.device == "auto" else (config.device, "asked for")
     if config.device != "auto" and not _exists(name):
         raise ConfigError(f"train.device = {name}: torch {torch.__version__} sees none here. Type train.device=auto.")
     dtype, why_dtype = _precision(config.precision, name)

@@ -20,7 +20,7 @@ from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
 from mhc_train.runs import Run, create_run, find_run
 from mhc_train.tracking import open_tracker
-from mhc_train.training.checkpoint import Checkpoint, load_checkpoint
+from mhc_train.checkpoints import Checkpoint, load_checkpoint
 from mhc_train.training.device import Device, choose_device
 from mhc_train.training.loop import train
 from mhc_train.training.optimizer import build_optimizer, load_optimizer_tensors
@@ -58,7 +58,7 @@ def _run(
     config: Config, run: Run, corpus: Corpus, model: Transformer, device: Device, checkpoint: Checkpoint | None
 ) -> dict[str, Any]:
     started = time.monotonic()
-    facts = _facts(config, corpus, model)
+    facts = _facts(config, corpus, model, device)
     run.set_status("running", **facts)
     say(f"Run {run.path}")
     say(f"Device {device.reason}")
@@ -84,12 +84,12 @@ def _run(
     return summary(run)
 
 
-def _facts(config: Config, corpus: Corpus, model: Transformer) -> dict[str, Any]:
+def _facts(config: Config, corpus: Corpus, model: Transformer, device: Device) -> dict[str, Any]:
     """What a comparison needs to know of a run, whatever becomes of it."""
     return {
-        "arm": config.connection.kind,
         "seed": config.seed,
         "steps": config.train.steps,
+        "precision": str(device.dtype).removeprefix("torch."),
         "parameters": parameters_by_part(model),
         "flops_per_token": training_flops_per_token(model, config.data.seq_len),
         "backbone_fingerprint": backbone_fingerprint(model),

@@ -48,7 +48,16 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[facts]}", TimeRemainingColumn())
-        self.bar = Bar(*(TextColumn(column) if isinstance(column, str) else column for column in columns), console=Console(stderr=True))
+        columns = (
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            "{task.fields[facts]}",
+            TimeRemainingColumn(),
+        )
+        self.bar = Bar(
+            *(TextColumn(column) if isinstance(column, str) else column for column in columns),
+            console=Console(stderr=True),
+        )
         self.task = self.bar.add_task(self.label, total=self.steps, completed=self.first, facts="")
         self.bar.start()

@@ -15,7 +15,7 @@ from mhc_train.files import append_json_line
 from mhc_train.model import Transformer
 from mhc_train.runs import Run
 from mhc_train.tracking import Tracker
-from mhc_train.training.checkpoint import save_checkpoint
+from mhc_train.checkpoints import save_checkpoint
 from mhc_train.training.device import Device
 from mhc_train.training.optimizer import optimizer_tensors
 from mhc_train.training.step import StepResult, validation_loss

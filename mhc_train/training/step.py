@@ -74,5 +74,7 @@ def validation_loss(
     forward: Logits, blocks: Int[Tensor, "blocks seq_plus_1"], micro_batch: int, device: Device
 ) -> float:
     """Mean loss over the fixed validation set, nats a token, summed in float64."""
-    losses = [token_losses(forward, part.to(device.device), device).double().sum() for part in blocks.split(micro_batch)]
+    losses = [
+        token_losses(forward, part.to(device.device), device).double().sum() for part in blocks.split(micro_batch)
+    ]
     return float(torch.stack(losses).sum()) / blocks[:, 1:].numel()

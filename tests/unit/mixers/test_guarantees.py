@@ -28,7 +28,10 @@ def built(name: str, streams: int) -> Mixer | None:
 
 
 CASES = [
-    pytest.param(mixer, id=f"{name}-{n}") for name in MIXERS for n in range(1, 9) if (mixer := built(name, n)) is not None
+    pytest.param(mixer, id=f"{name}-{n}")
+    for name in MIXERS
+    for n in range(1, 9)
+    if (mixer := built(name, n)) is not None
 ]
 DECLARED = [
     pytest.param(mixer, guarantee, id=f"{case.id}-{guarantee.law}")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mhc_train.config.schema import ConnectionConfig, ModelConfig
+from mhc_train.config.schema import ConnectionConfig, ModelConfig, OptimConfig
 from mhc_train.connections import State
 from mhc_train.model import Transformer
 from mhc_train.model.attention import Attention, rotation_table
@@ -114,10 +114,15 @@ def test_another_seed_gives_another_backbone_and_other_projections() -> None:
         assert torch.equal(one, other) != is_random, name
 
 
-def test_building_a_model_leaves_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    built(ConnectionConfig())
-    assert torch.equal(torch.get_rng_state(), before)
+@EVERY_ARM
+def test_weights_depend_on_the_seed_alone(arm: ConnectionConfig) -> None:
+    with torch.random.fork_rng(devices=[]):
+        models = []
+        for state_of_the_global_generator in (1, 2):
+            torch.manual_seed(state_of_the_global_generator)
+            models.append(built(arm))
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert torch.equal(one, other), name
 
 
 @EVERY_ARM
@@ -185,9 +190,9 @@ def counting(batch: int, seq: int, generator: torch.Generator) -> Tensor:
 
 
 def train(model: Transformer, steps: int) -> float:
-    """Train on counting and return the last step's loss."""
-    generator = torch.Generator().manual_seed(3)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    """Train on counting with the default learning rate and betas, and return the last step's loss."""
+    generator, optim = torch.Generator().manual_seed(3), OptimConfig()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=0.0)
     for _ in range(steps):
         tokens = counting(16, 16, generator)
         loss = F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
@@ -206,25 +211,35 @@ def residual_states(model: Transformer) -> list[State]:
 
 def stream_difference(states: list[State]) -> float:
     """Share of the final streams' energy that is in their differences: norm((I - J/n) X)^2 / norm(X)^2."""
-    streams = states[-1].streams
+    streams = states[-1].streams.double()
     return ((streams - streams.mean(-2, keepdim=True)).square().sum() / streams.square().sum()).item()
 
 
-def mixer_drift(start: list[State], end: list[State]) -> float:
-    """How far the mixers have moved, least moved sublayer: norm(H - H_init) / norm(H_init)."""
-    return min(
+def mixer_drift(start: list[State], end: list[State]) -> list[float]:
+    """How far the mixer of each sublayer has moved: norm(H - H_init) / norm(H_init)."""
+    return [
         ((after.maps.res - before.maps.res).norm() / before.maps.res.norm()).item()
         for before, after in zip(start, end, strict=True)
         if before.maps is not None and after.maps is not None
-    )
+    ]
 
 
-@pytest.mark.parametrize("kind", ["mhc", "hc"])
-def test_streams_part_and_mixers_move(kind: str) -> None:
+# Copies start out different by 5e-8 (mhc) or not at all (hc). Measured after 250 steps, over four seeds: differences
+# of 4e-6 to 2e-5 (mhc) and 5e-2 to 8e-2 (hc), drifts of 1e-4 to 2e-3 (7e-4 for this seed) and 0.16 to 0.18. Rounding
+# alone, all that an mhc with a zero projection has to tell its streams apart by, comes to 4e-9 and 4e-5.
+@pytest.mark.parametrize(("kind", "difference", "drift"), [("mhc", 1e-6, 1e-4), ("hc", 1e-2, 5e-2)])
+def test_streams_part_and_mixers_move(kind: str, difference: float, drift: float) -> None:
     model = built(ConnectionConfig(kind=kind))
     start = residual_states(model)
-    loss = train(model, steps=250)
+    assert stream_difference(start) < difference / 10
+    assert train(model, steps=250) < 0.5
     end = residual_states(model)
-    print(f"{kind}: loss {loss:.3f}, {stream_difference(start)=:.2e}, {stream_difference(end)=:.2e}")
-    print(f"{mixer_drift(start, end)=:.2e}")
-    assert loss < 1.0
+    assert stream_difference(end) > difference
+    assert max(mixer_drift(start, end)) > drift
+
+
+def test_first_mixer_learns_nothing_from_copies() -> None:
+    model = built(ConnectionConfig())
+    model(some_tokens()).square().sum().backward()
+    first, second = (model.path[index].bias.grad[-16:].abs().max() for index in (0, 1))
+    assert first < second / 50  # rows that sum to 1 return a copy whatever they are: the first gradient is rounding

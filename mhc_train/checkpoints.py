@@ -125,7 +125,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def complete_checkpoints(directory: Path) -> list[Path]:
     """Every checkpoint of a run that was written to its end, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if NAME.fullmatch(path.name) and (path / "manifest.json").exists())
+    return sorted(
+        path for path in directory.glob("step-*") if NAME.fullmatch(path.name) and (path / "manifest.json").exists()
+    )
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -159,7 +161,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not file.is_file():
             raise CheckpointError(f"{path}: {name} is missing. Use another checkpoint of the run.")
         if sha256_file(file) != sha256:
-            raise CheckpointError(f"{path}: {name} is corrupt (its hash is not the manifest's). Use another checkpoint.")
+            raise CheckpointError(
+                f"{path}: {name} is corrupt (its hash is not the manifest's). Use another checkpoint."
+            )
     try:
         config = from_dict(_read_json(path / "config.json"))
     except ConfigError as error:
@@ -173,4 +177,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Use another checkpoint of the run.") from error
     return document
-
