@@ -28,7 +28,7 @@ def diagnose(
         list[str] | None,
         typer.Option(
             "--fail-on",
-            help="Exit with code 6 if a measurement crosses a limit, such as 'composite_forward_gain>10'. May be repeated.",
+            help="Exit with code 6 if this holds anywhere: 'composite_forward_gain>10'. May be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -151,11 +151,11 @@ def _data(config: Config) -> Iterator[Problem]:
         yield Problem("data.holdout", data.holdout, "must be between 0 and 1", "Type data.holdout=0.05.")
     if data.tokenizer is None and data.vocab_size < 257:
         yield Problem(
-            "data.vocab_size", data.vocab_size, "byte-level BPE needs at least 257 (256 bytes and the end-of-text token)",
+            "data.vocab_size", data.vocab_size, "byte-level BPE needs at least 257: all bytes and end-of-text",
             "Type data.vocab_size=4096.",
         )  # fmt: skip
     if data.validation_tokens < data.seq_len:
         yield Problem(
-            "data.validation_tokens", data.validation_tokens, f"must hold one sequence of data.seq_len = {data.seq_len}",
+            "data.validation_tokens", data.validation_tokens, f"must hold a sequence of data.seq_len = {data.seq_len}",
             f"Type data.validation_tokens={data.seq_len}.",
         )  # fmt: skip

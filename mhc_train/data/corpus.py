@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -44,7 +44,7 @@ class Corpus:
     tokenizer: LoadedTokenizer
     validation: Validation
 
-    def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Tensor, State]]:
+    def batches(self, size: int, state: State | None = None) -> Generator[tuple[Tensor, State], None, None]:
         """Training batches (size, seq_len + 1) for ever, each with the state that continues after it."""
         state = state or {"document": START, "carry": [], "taken": 0, "fingerprint": ""}
         config = self.config

@@ -40,13 +40,12 @@ def shuffled_documents(
     Raises:
         DataError: a whole epoch holds no such document.
     """
-    position = start
     while True:
         stream = open_stream()
-        if position["stream"] is not None:
-            stream.load_state_dict(position["stream"])
-        whole_epoch, delivered = position["stream"] is None, False
-        for position, rows in _blocks(stream, position, block_size):
+        if start["stream"] is not None:
+            stream.load_state_dict(start["stream"])
+        whole_epoch, delivered = start["stream"] is None, False
+        for position, rows in _blocks(stream, start, block_size):
             order = permutation(seed, position["epoch"], position["block"], len(rows))
             for offset in range(position["offset"], len(rows)):
                 text = rows[order[offset]][column]
@@ -55,7 +54,7 @@ def shuffled_documents(
                     yield text, position | {"offset": offset}
         if whole_epoch and not delivered:
             raise DataError("the source holds no documents to train on.")
-        position = START | {"epoch": position["epoch"] + 1}
+        start = START | {"epoch": start["epoch"] + 1}
 
 
 def permutation(seed: int, epoch: int, block: int, size: int) -> list[int]:

@@ -1,7 +1,7 @@
 """From documents to batches: encode, pack into blocks without padding, stack. Every stage yields (item, state)."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -46,7 +46,7 @@ def pack(
 
 def batches(
     blocks: Iterable[tuple[list[int], State]], size: int, fingerprint: str = ""
-) -> Iterator[tuple[Int[Tensor, "batch seq_plus_1"], State]]:
+) -> Generator[tuple[Int[Tensor, "batch seq_plus_1"], State], None, None]:
     """Stack `size` blocks; the state also carries a running hash of every token delivered so far."""
     source = iter(blocks)
     while group := list(islice(source, size)):

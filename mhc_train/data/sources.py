@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 HUB_TIMEOUT_SECONDS = 3
-COMPRESSED_SUFFIXES = {".gz", ".zst", ".bz2", ".xz"}
 
 
 def resolve_source(config: DataConfig) -> DataConfig:
@@ -48,9 +47,8 @@ def open_stream(config: DataConfig, split: str | None = None) -> "IterableDatase
     try:
         stream = datasets.load_dataset(**_arguments(config, split or config.split), streaming=True)
         if config.column not in (stream.column_names or _first_columns(stream)):
-            raise DataError(
-                f"data.column = {config.column}: the data has {', '.join(stream.column_names or _first_columns(stream))}."
-            )
+            columns = ", ".join(stream.column_names or _first_columns(stream))
+            raise DataError(f"data.column = {config.column}: there is no such column. The data has {columns}.")
         return stream.select_columns([config.column])
     except (OSError, ValueError) as error:
         raise DataError(f"{describe(config)} cannot be read: {str(error).splitlines()[0]}") from error
@@ -87,7 +85,7 @@ def _arguments(config: DataConfig, split: str) -> dict[str, Any]:
 
 
 def _files(pattern: str) -> list[str]:
-    files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 (absolute patterns)
     if not files:
         raise DataError(f"data.path = {pattern}: no such file. Quote a glob so that the shell leaves it alone.")
     return files

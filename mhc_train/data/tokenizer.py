@@ -36,7 +36,9 @@ class LoadedTokenizer:
     @property
     def end_of_text(self) -> int:
         """The token that ends every document."""
-        return int(self.tokenizer.token_to_id(END_OF_TEXT))
+        token = self.tokenizer.token_to_id(END_OF_TEXT)
+        assert token is not None  # load_tokenizer has checked
+        return token
 
     def encode_batch(self, documents: list[str]) -> list[list[int]]:
         """Token ids of each document, closed by the end-of-text token."""

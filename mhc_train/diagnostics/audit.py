@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mhc_train.checkpoints import load_checkpoint
 from mhc_train.data import open_corpus
 from mhc_train.diagnostics.measurement import SCHEMA_VERSION, measure
 from mhc_train.diagnostics.probe import observe
-from mhc_train.checkpoints import load_checkpoint
 
 
 def audit(path: Path, tokens: int) -> dict[str, Any]:

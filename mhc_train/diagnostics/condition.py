@@ -71,8 +71,8 @@ def parse_condition(text: str) -> Condition:
         limit = float(match["limit"])
     except ValueError:
         raise ConfigError(
-            f"--fail-on {text}: not a condition. Type NAME[.STATISTIC] and a limit, quoted: 'composite_forward_gain>10' "
-            "or 'column_error.p99>1e-3'; statistics are mean, min, median, p99, max."
+            f"--fail-on {text}: not a condition. Type NAME[.STATISTIC] and a limit in quotes, such as "
+            "'composite_forward_gain>10' or 'column_error.p99>1e-3'; statistics are mean, min, median, p99, max."
         ) from None
     statistic = match["statistic"] or ("max" if match["op"].startswith(">") else "min")
     return Condition(match["name"], statistic, match["op"], limit)

@@ -1,5 +1,6 @@
 """Verdicts: each law of the residual path held against its measurement, with the worst sublayer as evidence."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,15 +26,17 @@ class Rule:
 
 # The largest token counts, not the mean: averages hide the token on which a network blows up.
 RULES = (
-    Rule("mass", "sublayers", "column_error", "max", 1e-3, 1e-2, "columns of H_res sum to 1: no stream's content leaks or is pumped up"),
-    Rule("time_symmetry", "sublayers", "row_error", "max", 1e-3, 1e-2, "rows of H_res sum to 1: gradients are treated alike"),
-    Rule("dissipation", "sublayers", "spectral_norm", "max", 1.001, 1.02, "mixing creates no energy: sigma_max(H_res) is at most 1"),
+    Rule("mass", "sublayers", "column_error", "max", 1e-3, 1e-2, "columns of H_res sum to 1: nothing is lost or made"),
+    Rule("time_symmetry", "sublayers", "row_error", "max", 1e-3, 1e-2, "rows of H_res sum to 1: so for gradients"),
+    Rule("dissipation", "sublayers", "spectral_norm", "max", 1.001, 1.02, "mixing creates no energy: sigma_max <= 1"),
     Rule("positivity", "sublayers", "smallest_entry", "min", -1e-6, -1e-3, "no entry of H_res is negative", below=True),
     Rule("closure_forward", "forward", "forward_gain", "max", 2.0, 10.0, "composites do not amplify the signal"),
     Rule("closure_backward", "backward", "backward_gain", "max", 2.0, 10.0, "composites do not amplify gradients"),
-    Rule("distinct_streams", "last", "stream_difference", "median", 1e-3, 0.0, "the streams that reach the last sublayer are not copies of one another", below=True),
-    Rule("no_collapse", "whole", "difference_gain", "median", 1e-2, 0.0, "streams stay distinct over the whole depth", below=True),
+    Rule("distinct_streams", "last", "stream_difference", "median", 1e-3, 0.0, "streams are not copies", below=True),
+    Rule("no_collapse", "whole", "difference_gain", "median", 1e-2, 0.0, "the depth keeps differences", below=True),
 )  # fmt: skip
+# One stream has neither differences to lose nor copies to be.
+NEEDS_STREAMS = ("difference_gain", "stream_difference")
 
 
 def judge(document: dict[str, Any], guarantees: tuple[Guarantee, ...] = ()) -> list[dict[str, Any]]:
@@ -58,20 +61,25 @@ def _entries(document: dict[str, Any], where: str) -> list[dict[str, Any]]:
 def _verdict(rule: Rule, entries: list[dict[str, Any]], guarantee: Guarantee | None) -> dict[str, Any]:
     pick: Callable[..., Any] = min if rule.below else max
     measured = [entry for entry in entries if entry[rule.measure][rule.statistic] is not None]
-    declared = {"tolerance": guarantee.tolerance, "logit_range": guarantee.logit_range} if guarantee else None
-    if declared and declared["logit_range"] == float("inf"):
-        declared["logit_range"] = None  # any logits; JSON knows no infinity
-    verdict: dict[str, Any] = {"law": rule.law, "meaning": rule.meaning, "declared": declared}
+    verdict: dict[str, Any] = {"law": rule.law, "meaning": rule.meaning, "declared": _declared(guarantee)}
     if not measured:
-        # One stream has no differences to lose; otherwise a missing number is a non-finite one.
-        applicable = rule.measure not in ("difference_gain", "stream_difference")
-        return verdict | {"verdict": "fail" if applicable else "not applicable", "worst": None, "evidence": None}
+        # Otherwise a missing number is a non-finite one.
+        name = "not applicable" if rule.measure in NEEDS_STREAMS else "fail"
+        return verdict | {"verdict": name, "worst": None, "evidence": None}
     worst = pick(measured, key=lambda entry: entry[rule.measure][rule.statistic])
     if len(measured) < len(entries):
         worst = next(entry for entry in entries if entry[rule.measure][rule.statistic] is None)
     value = worst[rule.measure][rule.statistic]
     evidence = {"measure": rule.measure, "statistic": rule.statistic, "value": value, "ok": rule.ok, "warn": rule.warn}
     return verdict | {"verdict": _grade(value, rule), "worst": worst["name"], "evidence": evidence}
+
+
+def _declared(guarantee: Guarantee | None) -> dict[str, float | None] | None:
+    """What the mixer promises; a logit range of null means any logits, since JSON knows no infinity."""
+    if guarantee is None:
+        return None
+    bounded = guarantee.logit_range < math.inf
+    return {"tolerance": guarantee.tolerance, "logit_range": guarantee.logit_range if bounded else None}
 
 
 def _grade(value: float | None, rule: Rule) -> str:

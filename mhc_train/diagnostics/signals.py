@@ -42,7 +42,7 @@ def gradient_energy_gain(gradient: Streams, res: Float[Tensor, "*tokens n n"]) -
 
 
 def stream_difference(streams: Streams) -> Numbers:
-    """Energy in differences between streams, `||(I - J/n) X||^2 / ||X||^2`: 0 where all are identical; NaN for n = 1."""
+    """Share of energy in differences, `||(I - J/n) X||^2 / ||X||^2`: 0 where all streams are equal; NaN for n = 1."""
     if streams.shape[-2] == 1:
         return torch.full_like(streams[..., 0, 0], float("nan"))
     return energy(streams - streams.mean(-2, keepdim=True)) / energy(streams)

@@ -33,6 +33,7 @@ class Transformer(nn.Module):
         self.final_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
         self.head = None if model.tie_embeddings else nn.Linear(model.dim, vocab_size, bias=False)
         table = rotation_table(model.max_seq_len, model.dim // model.heads, model.rope_theta)
+        self.rotation: Tensor
         self.register_buffer("rotation", table, persistent=False)
         initialise_backbone(self, seed, self.sublayers)
 

@@ -3,7 +3,7 @@
 import netrc
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mhc_train.config.schema import TrackerConfig
 from mhc_train.console import say
@@ -66,7 +66,8 @@ def open_tracker(config: TrackerConfig, name: str, directory: Path, document: di
 def _start_wandb(config: TrackerConfig, name: str, directory: Path, document: dict[str, Any]) -> Backend:
     import wandb
 
-    mode = config.mode if config.mode != "auto" else ("online" if has_account() else "offline")
+    online = config.mode == "online" or (config.mode == "auto" and has_account())
+    mode: Literal["online", "offline"] = "online" if online else "offline"
     settings = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, silent=True, console="off")
     backend: Backend = wandb.init(
         project=config.project, name=name, dir=directory, config=document, mode=mode, settings=settings

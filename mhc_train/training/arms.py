@@ -86,6 +86,13 @@ def train_arm(overrides: Sequence[str], config_name: str, config_dir: Path | Non
     return Path(summary["run"])
 
 
+def _choices(text: str) -> list[str]:
+    override = parse(text)
+    if not override.is_sweep_override():
+        return [text]
+    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+
+
 class _Forwarding:
     """Passes the stop signals that arrive inside on to a child process."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mhc_train.checkpoints import Checkpoint
 from mhc_train.config.compose import to_yaml
 from mhc_train.config.schema import Config
 from mhc_train.console import say
@@ -20,7 +21,6 @@ from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
 from mhc_train.runs import Run, create_run, find_run
 from mhc_train.tracking import open_tracker
-from mhc_train.checkpoints import Checkpoint, load_checkpoint
 from mhc_train.training.device import Device, choose_device
 from mhc_train.training.loop import train
 from mhc_train.training.optimizer import build_optimizer, load_optimizer_tensors

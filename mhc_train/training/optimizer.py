@@ -10,7 +10,8 @@ from mhc_train.config.schema import OptimConfig
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on the backbone's matrices alone: none on norms, nor on anything of the path."""
-    decayed, undecayed = [], []
+    decayed: list[Tensor] = []
+    undecayed: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (decayed if decays(name, parameter) else undecayed).append(parameter)
     groups = [
@@ -41,7 +42,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as flat tensors, `exp_avg/<parameter name>` and so on."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{kind}/{names[parameter]}": value
         for parameter, state in optimizer.state.items()
