@@ -61,10 +61,9 @@ def sinkhorn(
     # Tokens last: sums over n entries then run over contiguous tokens, five times faster on a CPU.
     first, second = (0, 1) if order == "columns_first" else (1, 0)
     matrix = logits.movedim((-2, -1), (0, 1)).contiguous()
-    # Subtracting one maximum is not enough for float32: the first round stays in log space. After it every sum lies
-    # in [1/n, n], so the others need no logarithms.
-    matrix = matrix - matrix.logsumexp(first, keepdim=True)
-    matrix = (matrix - matrix.logsumexp(second, keepdim=True)).exp()
+    # Subtracting one maximum is not enough for float32: the first round stays in log space until its last
+    # normalisation. After it every sum lies in [1/n, n], so the others need no logarithms.
+    matrix = matrix.log_softmax(first).softmax(second)
     for _ in range(iterations - 1):
         matrix = matrix / matrix.sum(first, keepdim=True)
         matrix = matrix / matrix.sum(second, keepdim=True)

@@ -72,7 +72,7 @@ def receivers_first(rows: Tensor, n: int) -> Tensor:
 
 
 def distance_from_deepseek(n: int, deviation: float, transpose: bool = True) -> float:
-    """Over pre, post, H_res, read and written streams, with logits of that deviation (half the variance from the input)."""
+    """Over pre, post, H_res, read and written streams; logits of that deviation, half the variance from the input."""
     module, config = deepseek()
     theirs = module.DeepseekV4HyperConnection(config(hidden_size=DIM, hc_mult=n))
     rows, share = n * n + 2 * n, deviation / 2**0.5

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mhc_train.config.schema import ConnectionConfig, ModelConfig, OptimConfig
+from mhc_train.config.schema import ConnectionConfig, ModelConfig
 from mhc_train.connections import State
 from mhc_train.model import Transformer
 from mhc_train.model.attention import Attention, rotation_table
@@ -30,6 +30,11 @@ ARMS = [
 ]
 EVERY_ARM = pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm.kind}-{arm.streams}-{arm.init}-{arm.read_out}")
 STREAMS = pytest.mark.parametrize("n", [2, 4, 8])
+
+
+@pytest.fixture
+def no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def built(arm: ConnectionConfig, model: ModelConfig = MODEL, seed: int = 0) -> Transformer:
@@ -141,8 +146,8 @@ def test_observer_sees_every_sublayer_and_the_end(arm: ConnectionConfig) -> None
     torch.testing.assert_close(F.linear(model.final_norm(read_out), model.embedding.weight), logits)
 
 
-def test_compiled_model_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shape checks cannot be traced
+@pytest.mark.usefixtures("no_shape_checks")  # they cannot be traced
+def test_compiled_model_equals_eager() -> None:
     model = far_from_start(ConnectionConfig())
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(some_tokens()), model(some_tokens()))
@@ -190,9 +195,9 @@ def counting(batch: int, seq: int, generator: torch.Generator) -> Tensor:
 
 
 def train(model: Transformer, steps: int) -> float:
-    """Train on counting with the default learning rate and betas, and return the last step's loss."""
-    generator, optim = torch.Generator().manual_seed(3), OptimConfig()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=0.0)
+    """Train on counting and return the last step's loss."""
+    generator = torch.Generator().manual_seed(3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(steps):
         tokens = counting(16, 16, generator)
         loss = F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
@@ -224,18 +229,20 @@ def mixer_drift(start: list[State], end: list[State]) -> list[float]:
     ]
 
 
-# Copies start out different by 5e-8 (mhc) or not at all (hc). Measured after 250 steps, over four seeds: differences
-# of 4e-6 to 2e-5 (mhc) and 5e-2 to 8e-2 (hc), drifts of 1e-4 to 2e-3 (7e-4 for this seed) and 0.16 to 0.18. Rounding
-# alone, all that an mhc with a zero projection has to tell its streams apart by, comes to 4e-9 and 4e-5.
-@pytest.mark.parametrize(("kind", "difference", "drift"), [("mhc", 1e-6, 1e-4), ("hc", 1e-2, 5e-2)])
+# Differences start at 5e-8 (mhc) or 0 (hc). Measured after training, over three seeds: at least 2e-5 (mhc; 4.6e-4 for
+# this seed) and 1.4e-2 (hc), with drifts of at least 4e-4 and 6e-2 from the second sublayer on. With the path frozen,
+# what the backbone alone makes of an mhc's random projections comes to 1.3e-6 and 3e-5.
+@pytest.mark.usefixtures("no_shape_checks")  # they would take half the time
+@pytest.mark.parametrize(("kind", "difference", "drift"), [("mhc", 5e-6, 1e-4), ("hc", 3e-3, 2e-2)])
 def test_streams_part_and_mixers_move(kind: str, difference: float, drift: float) -> None:
     model = built(ConnectionConfig(kind=kind))
     start = residual_states(model)
     assert stream_difference(start) < difference / 10
-    assert train(model, steps=250) < 0.5
+    assert train(model, steps=400) < 0.5
     end = residual_states(model)
     assert stream_difference(end) > difference
-    assert max(mixer_drift(start, end)) > drift
+    _, *after_first = mixer_drift(start, end)
+    assert min(after_first) > drift
 
 
 def test_first_mixer_learns_nothing_from_copies() -> None:

@@ -1,0 +1,285 @@
+"""The command line as a user types it: what it writes, prints and ends with."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny import overrides, run_command
+
+from mhc_train.files import read_json_lines
+from mhc_train.training import progress
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEP_8 = "checkpoints/step-00000008"
+TIMINGS = ("tokens_per_second", "data_wait")
+
+
+def only_run(directory: Path) -> Path:
+    (run,) = (directory / "runs").iterdir()
+    return run
+
+
+def fitted(monkeypatch: pytest.MonkeyPatch, directory: Path, *extra: str) -> Path:
+    assert run_command(monkeypatch, "fit", *overrides(directory), *extra) == 0
+    return only_run(directory)
+
+
+@pytest.mark.parametrize("kind", ["residual", "hc", "mhc"])
+def test_fit_then_diagnose(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "fit", "--json", *overrides(tmp_path), f"connection={kind}") == 0
+    summary = json.loads(capsys.readouterr().out)
+    run = Path(summary["run"])
+    metrics = read_json_lines(run / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [0, 2, 4, 6, 8]
+    assert abs(metrics[0]["val_loss"] - math.log(300)) < 0.3
+    assert summary["status"] == "done" and summary["tokens"] == 8 * 256
+    assert summary["val_loss"] == metrics[-1]["val_loss"] < metrics[0]["val_loss"]
+    assert [line["step"] for line in read_json_lines(run / "diagnostics" / "measurements.jsonl")] == [0, 4, 8]
+    assert len(json.loads((run / "samples.json").read_text())) == 3
+
+    assert run_command(monkeypatch, "diagnose", str(run), "--json", "--tokens", "64") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["connection"] == kind and len(document["sublayers"]) == 4
+    assert set(document["sublayers"][0]["forward_gain"]) == {"mean", "min", "median", "p99", "max"}
+    assert len(document["composite"]["forward"]) == len(document["composite"]["backward"]) == 4
+    if kind != "hc":
+        assert not [law for law in document["laws"] if law["verdict"] == "fail"]
+    assert run_command(monkeypatch, "diagnose", str(run)) == 0
+    assert "layers.1.feedforward" in capsys.readouterr().out
+    assert run_command(monkeypatch, "diagnose", str(run), "--fail-on", "composite_forward_gain>0.5") == 6
+    assert run_command(monkeypatch, "diagnose", str(run), "--fail-on", "composite_forward_gain>10") == 0
+    assert run_command(monkeypatch, "diagnose", str(run), "--fail-on", "composite_forward_gain") == 2
+
+
+def test_two_stops_and_resumes_equal_one_straight_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = fitted(monkeypatch, tmp_path / "a") if (tmp_path / "a").mkdir() is None else None
+    assert straight is not None
+    (tmp_path / "b").mkdir()
+    stop_at = {3, 5}  # between logged steps, evaluations and saves
+    update = progress.Progress.update
+
+    def stopping(self: progress.Progress, step: int, loss: float, tokens_per_second: float) -> None:
+        update(self, step, loss, tokens_per_second)
+        if step in stop_at:
+            stop_at.remove(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(progress.Progress, "update", stopping)
+    assert run_command(monkeypatch, "fit", *overrides(tmp_path / "b")) == 75
+    run = only_run(tmp_path / "b")
+    assert json.loads((run / "status.json").read_text())["status"] == "stopped"
+    assert run_command(monkeypatch, "fit", "--resume", str(run)) == 75
+    assert run_command(monkeypatch, "fit", "--resume", str(run)) == 0
+
+    for name in ("model", "optimizer"):
+        expected, found = (load_file(path / STEP_8 / f"{name}.safetensors") for path in (straight, run))
+        assert expected.keys() == found.keys()
+        assert all(expected[key].equal(found[key]) for key in expected)
+    lines = [read_json_lines(path / "metrics.jsonl") for path in (straight, run)]
+    without_timings = [[{k: v for k, v in line.items() if k not in TIMINGS} for line in part] for part in lines]
+    assert without_timings[0] == without_timings[1]
+    status = [json.loads((path / "status.json").read_text()) for path in (straight, run)]
+    assert status[0]["order_fingerprint"] == status[1]["order_fingerprint"]
+
+
+def test_only_some_keys_may_change_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fitted(monkeypatch, tmp_path)
+    assert run_command(monkeypatch, "fit", "--resume", str(run), "optim.lr=1") == 2
+    assert "optim.lr=1: cannot change on --resume" in capsys.readouterr().err
+    assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=10") == 0
+    assert read_json_lines(run / "metrics.jsonl")[-1]["step"] == 10
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json"])
+def test_a_corrupt_checkpoint_is_refused_by_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fitted(monkeypatch, tmp_path)
+    file = run / STEP_8 / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert run_command(monkeypatch, "diagnose", str(run)) == 4
+    assert f"{name} is corrupt" in capsys.readouterr().err
+    file.unlink()
+    assert run_command(monkeypatch, "fit", "--resume", str(run)) == 4
+    assert f"{name} is missing" in capsys.readouterr().err
+
+
+def test_bad_configuration_is_reported_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["train.lrr=1", "optim.lr=abc", "connection=mhcc", "model.dim=100", "train.steps=0", "seed=1,2", "a=[1"]
+    assert run_command(monkeypatch, "fit", *wrong) == 2
+    message = capsys.readouterr().err
+    for part in ("train.lrr=1: no such key", "optim.lr = abc", "connection = mhcc", "model.dim=96", "train.steps = 0",
+                 "seed=1,2: a sweep", "a=[1: not an override"):  # fmt: skip
+        assert part in message
+    assert "Traceback" not in message
+
+
+def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(monkeypatch, "diagnose", str(tmp_path / "nowhere")) == 4
+    assert run_command(monkeypatch, "compare", str(tmp_path)) == 4
+    base = overrides(tmp_path)
+    assert run_command(monkeypatch, "fit", *base, f"data.path={tmp_path}/none-*.jsonl") == 3
+    assert run_command(monkeypatch, "fit", *base, "data.column=body") == 3
+    assert "The data has text" in capsys.readouterr().err
+    assert run_command(monkeypatch, "fit", *base, f"data.tokenizer={tmp_path}/none.json") == 3
+    (tmp_path / "file").touch()
+    assert run_command(monkeypatch, "fit", *base, f"runs_dir={tmp_path}/file/runs") == 7
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_not_finite_ends_with_5_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "fit", *overrides(tmp_path), "optim.lr=1e30", "train.save_every=1") == 5
+    assert "not finite" in capsys.readouterr().err
+    run = only_run(tmp_path)
+    assert json.loads((run / "status.json").read_text())["status"] == "failed"
+    tensors = load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def in_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mhc_train", *arguments],
+        capture_output=True, text=True, timeout=300, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_without_a_network_a_hub_data_set_is_one_clear_message(tmp_path: Path) -> None:
+    result = in_process("fit", "data=tinystories", f"runs_dir={tmp_path}", HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 3
+    assert "cannot be reached" in result.stderr and "data=wiki" in result.stderr
+    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: it lets the first checkpoint through, not the second."""
+    script = (
+        "import resource, sys\n"
+        "from mhc_train import checkpoints\n"
+        "from mhc_train.cli.app import main\n"
+        "save = checkpoints._write_content\n"
+        "def limited(path, config, model, optimizer, state, tokenizer):\n"
+        "    if state['step'] == 8:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "    save(path, config, model, optimizer, state, tokenizer)\n"
+        "checkpoints._write_content = limited\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "fit", *overrides(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 7, result.stderr
+    assert "cannot write" in result.stderr and "Traceback" not in result.stderr
+    checkpoints = only_run(tmp_path) / "checkpoints"
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["latest", "step-00000004"]
+
+
+def test_compare_trains_the_arms_and_reports(tmp_path: Path) -> None:
+    result = in_process("compare", "--json", *overrides(tmp_path), "connection=residual,mhc", "seed=0,1")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["comparable"], document["reasons"]
+    assert [arm["name"] for arm in document["arms"]] == ["residual", "mhc"]
+    for arm in document["arms"]:
+        metrics = [read_json_lines(Path(run) / "metrics.jsonl")[-1]["val_loss"] for run in arm["runs"]]
+        assert arm["val_loss"] == pytest.approx(sum(metrics) / 2)
+    (difference,) = document["differences"]
+    assert difference["seeds"] == [0, 1] and difference["interval"][0] <= difference["mean"] <= difference["interval"][1]
+    assert {path.name for path in Path(document["report"]).parent.iterdir()} == {"report.html", "report.md", "report.json"}
+
+    runs = [run for arm in document["arms"] for run in arm["runs"]]
+    again = in_process("compare", runs[0], runs[2], "--output", str(tmp_path / "again"))
+    assert again.returncode == 0 and "one seed" in again.stdout
+
+
+def test_compare_reports_what_is_not_comparable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for extra in ("connection=residual", "data.seed=1"):
+        assert run_command(monkeypatch, "fit", *overrides(tmp_path), extra) == 0
+    runs = [str(path) for path in sorted((tmp_path / "runs").iterdir())]
+    assert run_command(monkeypatch, "compare", *runs, "-o", str(tmp_path / "report")) == 0
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert not document["comparable"]
+    assert any("training tokens in order different" in reason for reason in document["reasons"])
+
+
+def test_a_failing_arm_gives_its_exit_code(tmp_path: Path) -> None:
+    result = in_process("compare", *overrides(tmp_path), "connection=residual,mhc", "optim.lr=1e30")
+    assert result.returncode == 5 and "not finite" in result.stderr
+
+
+def test_dry_run_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "fit", *overrides(tmp_path), "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["parameters"]["total"] == sum(n for part, n in plan["parameters"].items() if part != "total")
+    assert plan["tokens_per_step"] == 256 and plan["accumulation"] == 2 and plan["memory"]["activations"] > 0
+    assert run_command(monkeypatch, "fit", "model=3b", "--dry-run") == 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    script = "import sys, mhc_train.cli.app; print([m for m in ('torch', 'datasets', 'wandb', 'hydra') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    assert "mhc-train" in in_process("--version").stdout
+
+
+def commands_of(text: str) -> list[str]:
+    return [line.split("    #")[0].strip() for line in text.splitlines() if line.strip().startswith("mhc-train ")]
+
+
+def test_every_documented_override_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each `fit` and `compare` of the README and of --help that starts from overrides, as far as its plan."""
+    import shlex
+
+    from mhc_train.config.compose import compose
+    from mhc_train.training.arms import plan_arms
+
+    pages = [(REPOSITORY / "README.md").read_text()]
+    for command in ("fit", "compare"):
+        monkeypatch.setenv("COLUMNS", "300")
+        run_command(monkeypatch, command, "--help")
+        pages.append(capsys.readouterr().out)
+    seen = 0
+    for words in (shlex.split(line) for page in pages for line in commands_of(page.replace("│", ""))):
+        arguments = [word for word in words[2:] if "=" in word]
+        if words[1] not in ("fit", "compare") or "--resume" in words or not arguments:
+            continue
+        seen += 1
+        if words[1] == "fit":
+            compose(arguments)
+        else:
+            assert len(plan_arms(arguments, "config", None)) > 1
+    assert seen >= 6
+
+
+def test_the_wheel_works_from_anywhere(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True, timeout=300)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "mhc_train", "fit", "--json", *overrides(tmp_path), "train.steps=2"]
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=elsewhere, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    where = [sys.executable, "-c", "import mhc_train; print(mhc_train.__file__)"]
+    assert str(target) in subprocess.run(where, capture_output=True, text=True, cwd=elsewhere, env=environment).stdout
