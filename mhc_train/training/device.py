@@ -65,4 +65,4 @@ def _precision(precision: str, device: str) -> tuple[torch.dtype, str]:
         return (torch.bfloat16 if precision == "bfloat16" else torch.float32), "asked for"
     if device == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16, "the GPU computes in bfloat16"
-    return torch.float32, f"the exact choice, and no slower than the others where {device} is the device"
+    return torch.float32, f"the exact choice on {device}"
