@@ -32,7 +32,13 @@ def overrides(directory: Path) -> list[str]:
     """The tiny configuration on the tiny corpus, everything kept under `directory`."""
     corpus = directory / "corpus.jsonl"
     path = corpus if corpus.exists() else write_corpus(directory)
-    return ["data=json", f"data.path={path}", f"data.cache_dir={directory / 'data'}", f"runs_dir={directory / 'runs'}", *TINY]
+    return [
+        "data=json",
+        f"data.path={path}",
+        f"data.cache_dir={directory / 'data'}",
+        f"runs_dir={directory / 'runs'}",
+        *TINY,
+    ]
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

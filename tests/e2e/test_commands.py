@@ -198,8 +198,14 @@ def test_compare_trains_the_arms_and_reports(tmp_path: Path) -> None:
         metrics = [read_json_lines(Path(run) / "metrics.jsonl")[-1]["val_loss"] for run in arm["runs"]]
         assert arm["val_loss"] == pytest.approx(sum(metrics) / 2)
     (difference,) = document["differences"]
-    assert difference["seeds"] == [0, 1] and difference["interval"][0] <= difference["mean"] <= difference["interval"][1]
-    assert {path.name for path in Path(document["report"]).parent.iterdir()} == {"report.html", "report.md", "report.json"}
+    assert (
+        difference["seeds"] == [0, 1] and difference["interval"][0] <= difference["mean"] <= difference["interval"][1]
+    )
+    assert {path.name for path in Path(document["report"]).parent.iterdir()} == {
+        "report.html",
+        "report.md",
+        "report.json",
+    }
 
     runs = [run for arm in document["arms"] for run in arm["runs"]]
     again = in_process("compare", runs[0], runs[2], "--output", str(tmp_path / "again"))
@@ -233,7 +239,9 @@ def test_dry_run_trains_nothing(
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
-    script = "import sys, mhc_train.cli.app; print([m for m in ('torch', 'datasets', 'wandb', 'hydra') if m in sys.modules])"
+    script = (
+        "import sys, mhc_train.cli.app; print([m for m in ('torch', 'datasets', 'wandb', 'hydra') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     assert "mhc-train" in in_process("--version").stdout
@@ -243,7 +251,9 @@ def commands_of(text: str) -> list[str]:
     return [line.split("    #")[0].strip() for line in text.splitlines() if line.strip().startswith("mhc-train ")]
 
 
-def test_every_documented_override_composes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_documented_override_composes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each `fit` and `compare` of the README and of --help that starts from overrides, as far as its plan."""
     import shlex
 

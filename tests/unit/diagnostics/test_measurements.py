@@ -1,0 +1,189 @@
+"""Every number of the instrument against NumPy in float64, analytic cases, and its own balance."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mhc_train.config.schema import ConnectionConfig, ModelConfig
+from mhc_train.diagnostics import measure, observe, signals
+from mhc_train.diagnostics.condition import parse_condition
+from mhc_train.diagnostics.maps import MEASURES, backward_composites, forward_composites
+from mhc_train.diagnostics.measurement import statistics
+from mhc_train.errors import ConfigError
+from mhc_train.model import Transformer
+
+MODEL = ModelConfig(dim=16, layers=3, heads=2, kv_heads=1, ffn_dim=24, max_seq_len=16)
+
+
+def oracle(H: np.ndarray) -> dict[str, float]:
+    n = len(H)
+    s = np.linalg.svd(H, compute_uv=False)
+    P = np.eye(n) - np.ones((n, n)) / n
+    shares, rows = s / s.sum(), np.abs(H) / np.abs(H).sum(1, keepdims=True)
+    return {
+        "forward_gain": max(abs(sum(row)) for row in H),
+        "backward_gain": max(abs(sum(column)) for column in H.T),
+        "row_error": max(abs(sum(row) - 1) for row in H),
+        "column_error": max(abs(sum(column) - 1) for column in H.T),
+        "log_mass": max(abs(math.log(abs(sum(column)))) for column in H.T),
+        "smallest_entry": H.min(),
+        "spectral_norm": np.linalg.norm(H, 2),
+        "smallest_singular_value": s.min(),
+        "effective_rank": math.exp(-sum(p * math.log(p) for p in shares if p > 0)),
+        "entropy": np.mean([-sum(p * math.log(p) for p in row if p > 0) for row in rows]) / math.log(n),
+        "difference_gain": np.linalg.norm(P @ H @ P, 2),
+    }
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 1e3])
+def test_measures_of_random_maps(n: int, scale: float) -> None:
+    maps = scale * torch.randn(5, n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    for name, function in MEASURES.items():
+        expected = [oracle(H)[name] for H in maps.numpy()]
+        np.testing.assert_allclose(function(maps).numpy(), expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("H", "expected"),
+    [
+        (torch.eye(4), {"forward_gain": 1, "entropy": 0, "effective_rank": 4, "difference_gain": 1, "log_mass": 0}),
+        (torch.eye(4)[[1, 2, 3, 0]], {"spectral_norm": 1, "smallest_singular_value": 1, "difference_gain": 1}),
+        (torch.full((4, 4), 0.25), {"forward_gain": 1, "backward_gain": 1, "entropy": 1, "effective_rank": 1,
+                                    "difference_gain": 0, "smallest_singular_value": 0, "column_error": 0}),
+        (1.1 * torch.eye(4), {"forward_gain": 1.1, "row_error": 0.1, "log_mass": math.log(1.1)}),
+    ],
+)  # fmt: skip
+def test_analytic_maps(H: Tensor, expected: dict[str, float]) -> None:
+    for name, value in expected.items():
+        assert MEASURES[name](H.double()).item() == pytest.approx(value, abs=1e-7), name
+
+
+def test_one_stream_has_no_differences_and_a_broken_map_no_singular_values() -> None:
+    assert MEASURES["difference_gain"](torch.ones(1, 1)).isnan()
+    assert MEASURES["spectral_norm"](torch.full((2, 2), math.inf)).isnan()
+    assert statistics(torch.tensor([1.0, math.inf]))["max"] is None
+
+
+def test_composites_are_ordered_products() -> None:
+    maps = [torch.randn(2, 3, 3, dtype=torch.float64) for _ in range(4)]
+    A, B, C, D = maps
+    torch.testing.assert_close(forward_composites(maps)[2], C @ B @ A)
+    torch.testing.assert_close(backward_composites(maps)[1], D @ C @ B)
+    amplifier = [1.1 * torch.eye(2, dtype=torch.float64)] * 100
+    assert MEASURES["forward_gain"](forward_composites(amplifier)[-1]).item() == pytest.approx(13780.6, abs=0.1)
+
+
+def test_energy_ledger_adds_up_to_the_real_write() -> None:
+    X, y = torch.randn(7, 4, 8, dtype=torch.float64), torch.randn(7, 8, dtype=torch.float64)
+    H, post = torch.randn(7, 4, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    ledger = signals.energy_ledger(X, H, post, y)
+    after = np.einsum("tij,tjc->tic", H, X) + np.einsum("ti,tc->tic", post, y)
+    np.testing.assert_allclose(ledger["energy_out"], (after**2).sum((1, 2)))
+    total = ledger["energy_residual"] + ledger["energy_injected"] + ledger["energy_cross"]
+    torch.testing.assert_close(total, ledger["energy_out"])
+
+
+def test_stream_numbers_of_copies_and_of_orthogonal_streams() -> None:
+    copies, orthogonal = torch.ones(1, 4, 8), 3 * torch.eye(4, 8)[None]
+    assert signals.stream_difference(copies) == 0 and signals.stream_cosine(copies).item() == pytest.approx(1)
+    assert signals.stream_difference(orthogonal).item() == pytest.approx(0.75)
+    assert signals.stream_cosine(orthogonal) == 0 and signals.effective_streams(orthogonal) == 4
+    lonely = torch.zeros(1, 4, 8)
+    lonely[0, 2] = 1
+    assert signals.effective_streams(lonely) == 1
+
+
+def random_model(kind: str) -> Transformer:
+    streams = 1 if kind == "residual" else 4
+    model = Transformer(MODEL, ConnectionConfig(kind=kind, streams=streams), 32)
+    with torch.no_grad():
+        for parameter in model.path.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.3)
+    return model
+
+
+BLOCKS = torch.randint(32, (3, 13), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["residual", "hc", "mhc"])
+def test_observed_gradients_are_the_losses_true_ones(kind: str) -> None:
+    """Move one stream by a small step where it is observed: the loss changes by the gradient times the step."""
+    model = random_model(kind).double()
+    observation = observe(model, BLOCKS)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    step, direction = 1e-5, torch.randn(observation.gradients[0].shape, dtype=torch.float64)
+    crossing = model.path.cross
+    for index in (0, 3):
+        losses = []
+        for sign in (1, -1):
+
+            def moved(at: int, state: object, output: Tensor, sign: int = sign, index: int = index) -> object:
+                if at != index:
+                    return crossing(at, state, output)
+                streams = model.path[at].write(state.streams, output, state.maps)
+                return model.path._read(at + 1, streams + sign * step * direction)
+
+            model.path.cross = moved
+            losses.append(observe_loss(model))
+        model.path.cross = crossing
+        expected = (observation.gradients[index] * direction).sum().item()
+        assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def observe_loss(model: Transformer) -> float:
+    logits = model(BLOCKS[:, :-1])
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), BLOCKS[:, 1:].flatten()).item()
+
+
+def test_the_residual_path_is_perfectly_passive_and_hc_can_be_caught() -> None:
+    residual = measure(observe(random_model("residual"), BLOCKS))
+    verdicts = {law["law"]: law["verdict"] for law in residual["laws"]}
+    assert set(verdicts.values()) == {"ok", "not applicable"}
+    model = random_model("hc")
+    with torch.no_grad():
+        model.path[4].bias_res.mul_(1.3)
+    hc = {law["law"]: law for law in measure(observe(model, BLOCKS))["laws"]}
+    assert hc["mass"]["verdict"] == hc["dissipation"]["verdict"] == "fail"
+    assert hc["distinct_streams"]["verdict"] == "ok"
+
+
+def test_a_planted_amplifier_is_named() -> None:
+    model = Transformer(MODEL, ConnectionConfig(kind="hc"), 32)
+    with torch.no_grad():
+        model.path[3].bias_res.mul_(1.3)
+    laws = {law["law"]: law for law in measure(observe(model, BLOCKS))["laws"]}
+    for law in ("mass", "time_symmetry", "dissipation"):
+        assert laws[law]["verdict"] == "fail" and laws[law]["worst"] == "layers.1.feedforward"
+    assert laws["dissipation"]["evidence"]["value"] == pytest.approx(1.3, rel=1e-5)
+    assert laws["distinct_streams"]["verdict"] == "warn"  # copies of the embedding, nothing to part them yet
+
+
+def test_uniform_mixers_conserve_everything_and_collapse() -> None:
+    model = Transformer(MODEL, ConnectionConfig(init="uniform", gate_init=0), 32)
+    document = measure(observe(model, BLOCKS), model.path[0].guarantees)
+    laws = {law["law"]: law for law in document["laws"]}
+    assert laws["mass"]["verdict"] == laws["closure_forward"]["verdict"] == "ok"
+    assert laws["no_collapse"]["verdict"] == "warn"
+    assert laws["time_symmetry"]["declared"] == {"tolerance": 1e-5, "logit_range": None}
+    assert laws["mass"]["declared"] == {"tolerance": 1e-3, "logit_range": 3.0}
+
+
+def test_conditions_look_at_the_extreme_token_and_take_null_for_a_violation() -> None:
+    document = measure(observe(random_model("hc"), BLOCKS))
+    worst = max(row["forward_gain"]["max"] for row in document["composite"]["forward"])
+    assert parse_condition(f"composite_forward_gain>={worst}").violations(document)
+    assert not parse_condition(f"composite_forward_gain > {worst}").violations(document)
+    assert parse_condition("smallest_entry<0").violations(document)
+    assert not parse_condition("row_error.min > 1e9").violations(document)
+    document["sublayers"][2]["row_error"]["max"] = None
+    assert parse_condition("row_error>1e9").violations(document) == ["row_error.max = None at layers.1.attention"]
+    for text, name in itertools.product(("{}", "{}=1", "{}>x", "{}.sum>1"), ("row_error",)):
+        with pytest.raises(ConfigError, match="not a condition"):
+            parse_condition(text.format(name))
+    with pytest.raises(ConfigError, match="no such measurement"):
+        parse_condition("gain>1").violations(document)
