@@ -4,8 +4,9 @@ import jaxtyping
 import torch
 from hypothesis import settings
 
-# Must come before the first import of mhc_train.
-jaxtyping.install_import_hook("mhc_train", "beartype.beartype")
+# Everything whose annotations state shapes. Must come before the first import of mhc_train.
+SHAPED = ("mixers", "connections", "model", "diagnostics", "training.step", "data.packing")
+jaxtyping.install_import_hook([f"mhc_train.{name}" for name in SHAPED], "beartype.beartype")
 torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("quick")

@@ -9,7 +9,7 @@ import pytest
 
 from mhc_train.cli.app import main
 
-WORDS = "stream mixer gain energy row column sender receiver depth token signal noise path norm gate bias".split()
+WORDS = ("stream", "mixer", "gain", "energy", "row", "column", "depth", "token", "signal", "noise", "path", "gate")
 TINY = (
     "model.dim=32", "model.layers=2", "model.heads=2", "model.kv_heads=1", "model.ffn_dim=48",
     "data.seq_len=32", "data.vocab_size=300", "data.holdout=0.2", "data.validation_tokens=512",

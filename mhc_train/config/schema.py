@@ -109,6 +109,10 @@ class OptimConfig:
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off. The unclipped norm is what is logged."""
 
+    def __post_init__(self) -> None:
+        # YAML and JSON know only lists; a frozen configuration holds a tuple, whichever way it came.
+        object.__setattr__(self, "betas", tuple(self.betas))
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -27,7 +27,7 @@ class HyperConnection(Connection):
         self.guarantees = self.mixer.guarantees
         # Rows of theta: pre, post, then the n receivers of res.
         self.theta = nn.Parameter(torch.zeros(n + 2, dim))
-        self.gate = nn.Parameter(torch.full((3,), config.gate_init))
+        self.gate = nn.Parameter(torch.full((3,), float(config.gate_init)))
         self.bias_pre = nn.Parameter(F.one_hot(torch.tensor(index % n), n).float())
         self.bias_post = nn.Parameter(torch.ones(n))
         self.bias_res = nn.Parameter(self.mixer.bias("equivalent"))

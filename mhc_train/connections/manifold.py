@@ -28,7 +28,7 @@ class ManifoldConnection(Connection):
         self.guarantees = self.mixer.guarantees
         self.sizes = [self.streams, self.streams, self.mixer.logits]
         self.projection = nn.Parameter(torch.empty(sum(self.sizes), self.streams * dim).normal_(std=PROJECTION_STD))
-        self.gate = nn.Parameter(torch.full((3,), config.gate_init))
+        self.gate = nn.Parameter(torch.full((3,), float(config.gate_init)))
         self.bias = nn.Parameter(torch.cat([*self._read_write_bias(), self.mixer.bias(config.init)]))
 
     def maps(self, streams: Float[Tensor, "batch seq n C"]) -> Maps:

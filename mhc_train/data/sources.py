@@ -50,8 +50,9 @@ def open_stream(config: DataConfig, split: str | None = None) -> "IterableDatase
             columns = ", ".join(stream.column_names or _first_columns(stream))
             raise DataError(f"data.column = {config.column}: there is no such column. The data has {columns}.")
         return stream.select_columns([config.column])
-    except (OSError, ValueError) as error:
-        raise DataError(f"{describe(config)} cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, StopIteration) as error:  # the last is the library's word for an empty file
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise DataError(f"{describe(config)} cannot be read: {reason}") from error
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:

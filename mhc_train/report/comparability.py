@@ -43,7 +43,7 @@ REQUIREMENTS = (
     Requirement("tokenizer", lambda r: r.status.get("tokenizer_sha256"), "a token does not mean the same"),
     Requirement("token budget", lambda r: r.status.get("tokens"), "one was trained on more text"),
     Requirement(
-        "training tokens in order", lambda r: r.status.get("order_fingerprint"), "they saw other text, or in another order"
+        "training tokens in order", lambda r: r.status.get("order_fingerprint"), "they saw other text or another order"
     ),
     Requirement(
         "backbone weights at the start",

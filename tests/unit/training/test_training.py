@@ -64,7 +64,7 @@ def test_reported_norm_is_the_one_before_clipping() -> None:
     free, clipped = model(), model()
     results = [
         take_step(m, m, torch.optim.SGD(m.parameters(), 1.0), BATCH, 6, CPU, clip)
-        for m, clip in ((free, 0), (clipped, 1e-3))
+        for m, clip in ((free, 0.0), (clipped, 1e-3))
     ]
     assert results[0] == results[1]
     moved = [
