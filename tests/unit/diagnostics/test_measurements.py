@@ -102,6 +102,7 @@ def random_model(kind: str) -> Transformer:
     streams = 1 if kind == "residual" else 4
     model = Transformer(MODEL, ConnectionConfig(kind=kind, streams=streams), 32)
     with torch.no_grad():
+        model.embedding.weight.mul_(20)  # streams of about 0.4, so that the norms are smooth over a small step
         for parameter in model.path.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.3)
     return model
