@@ -94,13 +94,13 @@ def test_declared_law_holds(mixer: Mixer, guarantee: Guarantee, kind: str, seed:
 @pytest.mark.parametrize(("mixer", "guarantee"), DECLARED)
 def test_declared_law_holds_where_gradient_ascent_leads(mixer: Mixer, guarantee: Guarantee) -> None:
     span = min(guarantee.logit_range, 30.0)
-    position = logits_of_kind("wide", 16, mixer.logits, 0).div(25).requires_grad_()
+    position = logits_of_kind("wide", 16, mixer.logits, 0).double().div(25).requires_grad_()
     optimizer = torch.optim.Adam([position], lr=0.3, eps=1e-20, maximize=True)  # whatever the gradient's size
     for _ in range(60):
         optimizer.zero_grad()
         VIOLATION[guarantee.law](mixer(span * position.sigmoid()).double()).sum().backward()
         optimizer.step()
-    assert worst_violation(mixer, guarantee, span * position.detach().sigmoid()) <= guarantee.tolerance
+    assert worst_violation(mixer, guarantee, span * position.detach().sigmoid().float()) <= guarantee.tolerance
 
 
 @pytest.mark.parametrize(("name", "law"), UNDECLARED)

@@ -1,0 +1,80 @@
+"""Composition: groups, experiments, a user's own directory, hints, and what travels through a file."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from mhc_train.config.compose import compose, from_dict, groups, to_yaml
+from mhc_train.config.schema import Config, key_names
+from mhc_train.config.validate import CHOICES, NOT_NEGATIVE, POSITIVE, validate, value_of
+from mhc_train.errors import ConfigError
+from mhc_train.training.arms import plan_arms, with_default_arms
+
+OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+    extra = ["data.path=x"] if group == "data" and option in ("parquet", "json", "text") else []
+    config = compose([f"{group}={option}", *extra])
+    assert not validate(config)
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert to_yaml(config)
+
+
+def test_defaults_of_yaml_and_schema_agree() -> None:
+    assert dataclasses.replace(compose(), name="run") == Config()
+
+
+def test_rules_name_existing_keys() -> None:
+    for key in (*CHOICES, *POSITIVE, *NOT_NEGATIVE):
+        assert key in key_names()
+        value_of(Config(), key)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("lr=1", "optim.lr"),
+        ("train.lrr=1", "optim.lr"),
+        ("conection=hc", "connection"),
+        ("+train.step=1", "train.steps"),
+    ],
+)
+def test_an_unknown_key_gets_the_nearest_known_one(override: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"no such key. Did you mean {hint}"):
+        compose([override])
+
+
+def test_an_experiment_and_a_directory_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("dim: 96\nheads: 3\nkv_heads: 3\n")
+    config = compose(["experiment=quickstart", "model=mine", "train.steps=7"], config_dir=tmp_path)
+    assert (config.model.dim, config.data.seq_len, config.train.steps) == (96, 128, 7)
+    assert config.name == "quickstart-mhc"
+    with pytest.raises(ConfigError, match="no such directory"):
+        compose([], config_dir=tmp_path / "none")
+
+
+def test_a_missing_value_is_named() -> None:
+    with pytest.raises(ConfigError, match="data.path has no value"):
+        compose(["data=text"])
+
+
+def test_one_stream_too_many_for_the_residual() -> None:
+    with pytest.raises(ConfigError, match="exactly one stream"):
+        compose(["connection=residual", "connection.streams=4"])
+
+
+def test_arms_without_a_sweep() -> None:
+    assert with_default_arms(["seed=1,2"]) == ["seed=1,2", "connection=residual,hc,mhc"]
+    assert with_default_arms(["connection=mhc"]) == ["connection=residual,mhc"]
+    assert with_default_arms(["connection.streams=2,4"]) == ["connection.streams=2,4"]
+    planned = plan_arms(["connection=residual,mhc", "seed=range(1,4)"], "config", None)
+    assert [(config.connection.kind, config.seed) for _, config in planned] == [
+        (kind, seed) for kind in ("residual", "mhc") for seed in (1, 2, 3)
+    ]
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        with_default_arms(["connection=residual"])
