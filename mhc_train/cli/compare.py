@@ -41,10 +41,6 @@ def compare(
 
     mhc-train compare runs/20260101-120000-residual-0a1b2c runs/20260101-121500-mhc-3d4e5f
     """
-    from mhc_train.cli.output import print_json
-    from mhc_train.report.comparison import compare_runs
-    from mhc_train.report.render import write_report
-
     given = arguments or []
     if given and not any("=" in text for text in given):
         runs = [Path(text) for text in given]
@@ -52,6 +48,15 @@ def compare(
     else:
         directory, runs = _train(given, config_name, config_dir)
         directory = output or directory
+    _report(runs, directory, json)
+
+
+def _report(runs: list[Path], directory: Path, json: bool) -> None:
+    # Imported after the training: SciPy and Matplotlib would keep it waiting for seconds.
+    from mhc_train.cli.output import print_json
+    from mhc_train.report.comparison import compare_runs
+    from mhc_train.report.render import write_report
+
     document = compare_runs(runs)
     page = write_report(document, directory)
     if json:

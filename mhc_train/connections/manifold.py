@@ -55,7 +55,7 @@ class ManifoldConnection(Connection):
     def flops_per_token(self) -> int:
         """Read, write, the joint norm, the projection and the mixer's rounds."""
         width = self.streams * self.dim
-        rounds = 4 * self.streams**2 * self.config.iterations
+        rounds = 4 * self.streams**2 * self.config.iterations if self.config.mixer == "sinkhorn" else 0
         return super().flops_per_token() + 2 * width + 2 * width * sum(self.sizes) + rounds
 
 

@@ -229,8 +229,8 @@ def mixer_drift(start: list[State], end: list[State]) -> list[float]:
     ]
 
 
-# Differences start at 5e-8 (mhc) or 0 (hc). Measured after training, over three seeds: 3.7e-6 to 6.9e-6 (mhc, 6.9e-6 for
-# seed 0) and 4.5e-2 to 5.1e-2 (hc), with largest drifts of 1.3e-4 to 2.1e-3 (mhc, 7.5e-4 for seed 0) and 0.16 to 0.17.
+# Differences start at 5e-8 (mhc) or 0 (hc). Measured after training, over three seeds: 3.7e-6 to 6.9e-6 (mhc), 4.5e-2
+# to 5.1e-2 (hc); largest drifts of 1.3e-4 to 2.1e-3 (mhc) and 0.16 to 0.17 (hc). The seed used here: 6.9e-6 and 7.5e-4.
 # An mhc whose projections start at zero, so that only rounding tells its streams apart, comes to 1.2e-9 and 3.2e-5; one
 # whose path is frozen to 7.7e-7 and 2.5e-5. A larger learning rate would not do: it amplifies even the rounding.
 @pytest.mark.usefixtures("no_shape_checks")  # they would take half the time

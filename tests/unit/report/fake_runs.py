@@ -102,7 +102,7 @@ ENVIRONMENT = {
 def _status(kind: str, seed: int, points: int) -> dict[str, Any]:
     return {
         "status": "done",
-        "arm": kind,
+        "precision": "float32",
         "seed": seed,
         "steps": 10 * (points - 1),
         "parameters": {"embedding": 1_000_000, "path": 350_000 if kind != "residual" else 0},

@@ -32,6 +32,7 @@ STATUS = {
     "token budget": "tokens",
     "training tokens in order": "order_fingerprint",
     "backbone weights at the start": "backbone_fingerprint",
+    "precision": "precision",
 }
 
 
@@ -61,7 +62,6 @@ def test_an_unknown_fact_is_no_agreement(tmp_path: Path, requirement: str, key: 
         ("model", {"model": {"dim": 256}}),
         ("optimizer", {"optim": {"lr": 1e-4}}),
         ("batch", {"train": {"batch_tokens": 8192}}),
-        ("precision", {"train": {"precision": "bfloat16"}}),
     ],
 )
 def test_a_difference_in_the_configuration_is_named(tmp_path: Path, requirement: str, config: dict[str, Any]) -> None:
@@ -79,6 +79,13 @@ def test_code_and_hardware_are_shown_but_do_not_decide(
     document = compare_runs([write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", environment=environment)])
     assert document["comparable"]
     assert state(document, requirement) == "different"
+
+
+def test_code_with_uncommitted_changes_is_unknown(tmp_path: Path) -> None:
+    dirty = {"git": {"commit": "f" * 40, "clean": False}}
+    paths = [write_run(tmp_path, kind, environment=dirty) for kind in ("residual", "mhc")]
+    document = compare_runs(paths)
+    assert document["comparable"] and state(document, "code") == "unknown"
 
 
 def test_the_backbone_may_differ_between_seeds_but_not_within_one(tmp_path: Path) -> None:
