@@ -1,5 +1,6 @@
 """One training from configuration to finished run directory: open, build or restore, train, sample, sum up."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from mhc_train.config.compose import to_yaml
 from mhc_train.config.schema import Config
 from mhc_train.console import say
 from mhc_train.data import Corpus, open_corpus
-from mhc_train.errors import MhcTrainError, Stopped
+from mhc_train.errors import Stopped, StorageError
 from mhc_train.files import read_json_lines, write_json, write_text
 from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
@@ -67,8 +68,9 @@ def _run(
         with stop_on_signals() as stop:
             train(session, stop)
         _sample(session)
-    except (MhcTrainError, KeyboardInterrupt) as error:
-        run.set_status("stopped" if isinstance(error, Stopped) else "failed", error=str(error))
+    except BaseException as error:
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
+            run.set_status("stopped" if isinstance(error, Stopped) else "failed", error=str(error))
         raise
     finally:
         session.tracker.finish()
