@@ -193,15 +193,15 @@ def _leaves(composed: DictConfig, problems: list[str]) -> Iterator[tuple[str, An
         plain = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([*problems, _explain(error)]) from error
-    yield from _flatten(plain, "")
+    yield from flatten(plain).items()
 
 
-def _flatten(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _flatten(child, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, node
+def flatten(document: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _make_writable(node: DictConfig) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mhc_train.config.compose import flatten
 from mhc_train.errors import CheckpointError
 from mhc_train.files import read_json_lines
 from mhc_train.runs import Run, find_run
@@ -88,14 +89,6 @@ def group_arms(records: list[RunRecord]) -> list[Arm]:
         groups.setdefault(json.dumps(_identity(record), sort_keys=True), []).append(record)
     members = list(groups.values())
     return [Arm(name, group) for name, group in zip(_names(members), members, strict=True)]
-
-
-def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _identity(record: RunRecord) -> dict[str, Any]:

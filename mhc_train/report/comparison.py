@@ -4,9 +4,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mhc_train.config.compose import flatten
 from mhc_train.data.embedded import ATTRIBUTIONS
 from mhc_train.report import comparability
-from mhc_train.report.collect import Arm, RunRecord, flatten, group_arms, read_run
+from mhc_train.report.collect import Arm, RunRecord, group_arms, read_run
 from mhc_train.report.statistics import differences
 
 SCHEMA_VERSION = 1

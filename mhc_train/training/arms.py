@@ -51,7 +51,7 @@ def plan_arms(overrides: Sequence[str], config_name: str, config_dir: Path | Non
 
 def with_default_arms(overrides: Sequence[str]) -> list[str]:
     """The overrides with the connections to compare, if no sweep says what differs between the arms."""
-    parsed = {parse(text).key_or_group: parse(text) for text in overrides}
+    parsed = {override.key_or_group: override for override in map(parse, overrides)}
     if any(override.is_sweep_override() for key, override in parsed.items() if key != "seed"):
         return list(overrides)
     given = parsed.get("connection")
