@@ -92,9 +92,13 @@ class DataConfig:
     """Which text is read, in which order, and how it becomes tokens."""
 
     source: str = "embedded"
-    """embedded (a corpus that Python packages carry) | hub | parquet | json | text."""
+    """embedded (a corpus that Python packages carry) | hub | parquet | json | text | mixture."""
     path: str = "wiki"
-    """embedded: wiki or python_docs; hub: the data set's name; files: a path or glob."""
+    """embedded: wiki or python_docs; hub: the data set's name, or a directory laid out like one; files: a path, a
+    glob, or an address that fsspec knows, such as s3://bucket/*.parquet."""
+    mixture: dict[str, Any] = field(default_factory=dict)
+    """Mixture only: sources by any name, each with a weight (its share of the tokens), a source and a path, and where
+    needed its own name, revision, split, validation_split and column."""
     name: str | None = None
     """Hub only: the data set's configuration, for example sample-10BT."""
     revision: str | None = None
@@ -110,7 +114,18 @@ class DataConfig:
     seed: int = 0
     """Seed of the document order; the same for all arms of a comparison."""
     shuffle_block: int = 1024
-    """Documents are shuffled inside consecutive blocks of this many; 1 keeps the stored order."""
+    """Documents are shuffled inside consecutive blocks of this many; 1 keeps a lane's stored order."""
+    lanes: int = 16
+    """Streams that share the documents and fill each batch in turn, whatever the number of processes and workers;
+    a multiple of the processes. Part of the order: another number is another order."""
+    workers: int = 0
+    """Processes that read and tokenise for each training process; 0: it does so itself. Must divide its lanes."""
+    on_error: str = "stop"
+    """What an unreadable document or file does: stop | skip (pass it over, count it, say so)."""
+    retries: int = 8
+    """Attempts at a read that a network lets fail, with growing pauses, before the run stops."""
+    prepared: str = "auto"
+    """Tokens written by `data prepare --tokens`: auto (use them if there are any) | always | never."""
     holdout: float = 0.05
     """Share of the documents, chosen by hash, that are kept for validation and never trained on."""
     validation_tokens: int = 65536

@@ -9,6 +9,7 @@ import typer
 
 import mhc_train
 from mhc_train.cli.compare import compare
+from mhc_train.cli.data import data
 from mhc_train.cli.diagnose import diagnose
 from mhc_train.cli.fit import fit
 from mhc_train.console import say
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(fit)
 app.command()(compare)
 app.command()(diagnose)
+app.add_typer(data, name="data")
 
 
 def _print_version(value: bool) -> None:

@@ -51,14 +51,15 @@ def compose(overrides: Sequence[str] = (), config_name: str = "config", config_d
     return config
 
 
-OPEN = "connection.options."
-"""Keys under it are a mixer's own: only its constructor knows them."""
+OPEN = ("connection.options.", "data.mixture.")
+"""Keys under these are of any name: a mixer's own, the sources of a mixture."""
 
 # What may differ between a run and its continuation: how long, how often, where; never what is learnt from what.
 RESUMABLE = (
     "train.steps", "train.eval_every", "train.save_every", "train.log_every", "train.keep_checkpoints",
     "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "diagnostics.every",
-    "diagnostics.tokens", "data.cache_dir", "tracker.kind", "tracker.mode", "tracker.project",
+    "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
+    "tracker.kind", "tracker.mode", "tracker.project",
 )  # fmt: skip
 
 

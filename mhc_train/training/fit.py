@@ -12,7 +12,7 @@ import torch
 from mhc_train.checkpoints import Checkpoint
 from mhc_train.config.compose import to_yaml
 from mhc_train.console import say
-from mhc_train.data import Corpus, open_corpus
+from mhc_train.data import Corpus, open_corpus, order_fingerprint, skipped_documents
 from mhc_train.errors import ConfigError, Stopped, StorageError
 from mhc_train.files import read_json_lines, write_json, write_text
 from mhc_train.model import Transformer
@@ -97,7 +97,7 @@ def _run(
         peak_memory=memory,
         peak_memory_counted=counted,
         tokens=session.progression.tokens,
-        order_fingerprint=(session.progression.data or {}).get("fingerprint"),
+        **_data_facts(session),
     )
     return summary(run)
 
@@ -116,6 +116,17 @@ def _facts(config: Config, corpus: Corpus, model: Transformer, device: Device) -
         "validation_tokens": corpus.validation.blocks[:, 1:].numel(),
         "bytes_per_token": corpus.validation.bytes_per_token,
     }
+
+
+def _data_facts(session: Session) -> dict[str, Any]:
+    """What was read, as the last checkpoint knows it."""
+    state = session.progression.data
+    if state is None:
+        return {}
+    skipped = skipped_documents(state)
+    if skipped:
+        say(f"{skipped} documents could not be read and were passed over, as data.on_error=skip asks.")
+    return {"order_fingerprint": order_fingerprint(state), "skipped_documents": skipped}
 
 
 def _session(

@@ -4,9 +4,12 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 
-from mhc_train.errors import Stopped
+from torch import Tensor
+
+from mhc_train.data import Batches
+from mhc_train.errors import DataError, Stopped
+from mhc_train.progress import Progress
 from mhc_train.training.optimizer import learning_rate
-from mhc_train.training.progress import Progress
 from mhc_train.training.session import Session
 from mhc_train.training.step import StepResult, take_step
 from mhc_train.training.stop import StopRequest
@@ -25,6 +28,15 @@ class Stopwatch:
         """Tokens over the time of steps and data together."""
         return self.tokens / (self.working + self.waiting)
 
+    @property
+    def data_wait(self) -> float:
+        """Share of that time spent waiting for data."""
+        return self.waiting / (self.working + self.waiting)
+
+    def facts(self, loss: float) -> str:
+        """What the display shows beside the step."""
+        return f"loss {loss:.4f} · {self.tokens_per_second:,.0f} tokens/s · {self.data_wait:.0%} waiting for data"
+
 
 def train(session: Session, stop: StopRequest) -> None:
     """Train to `train.steps`, from wherever the session stands.
@@ -36,13 +48,13 @@ def train(session: Session, stop: StopRequest) -> None:
     config, progression = session.config, session.progression
     steps, watch = config.train.steps, Stopwatch()
     batch_size = config.train.batch_tokens // config.data.seq_len
+    batches = session.corpus.batches(batch_size, progression.data)  # its workers start now, and read meanwhile
     if progression.step == 0:
         begin(session)
-    batches = session.corpus.batches(batch_size, progression.data)
     with closing(batches), Progress(config.name, steps, progression.step) as progress:
         while progression.step < steps:
             started = time.perf_counter()
-            batch, data_state = next(batches)
+            batch = next_batch(session, batches)
             received = time.perf_counter()
 
             session.model.path.anneal(progression.step / max(1, steps - 1))
@@ -57,12 +69,12 @@ def train(session: Session, stop: StopRequest) -> None:
                 session.device,
                 config.optim.grad_clip,
             )
-            session.advance(result, config.train.batch_tokens, data_state)
+            session.advance(result, config.train.batch_tokens)
 
             watch.tokens += config.train.batch_tokens
             watch.waiting += received - started
             watch.working += time.perf_counter() - received
-            progress.update(progression.step, result.loss, watch.tokens_per_second)
+            progress.update(progression.step, watch.facts(result.loss))
 
             step, last = progression.step, progression.step == steps
             validate = last or step % config.train.eval_every == 0
@@ -72,12 +84,29 @@ def train(session: Session, stop: StopRequest) -> None:
             if config.diagnostics.every and (last or step % config.diagnostics.every == 0):
                 session.measure()
             if last or stop or step % config.train.save_every == 0:
-                session.save()
+                session.save(batches.state())
             if stop and not last:
                 raise Stopped(
                     f"Stopped by {stop.signal} after step {step} of {steps}; saved. Go on with "
                     f"`mhc-train fit --resume {session.run.path}`."
                 )
+
+
+def next_batch(session: Session, batches: Batches) -> Tensor:
+    """The next batch; where the text cannot be read on, what was learnt so far is saved first.
+
+    Raises:
+        DataError: as `batches` has it.
+    """
+    try:
+        return next(batches)
+    except DataError as error:
+        if session.progression.step == 0:
+            raise
+        session.save(batches.state())
+        raise DataError(
+            f"{error} Step {session.progression.step} is saved: `mhc-train fit --resume {session.run.path}` goes on."
+        ) from error
 
 
 def begin(session: Session) -> None:
@@ -95,7 +124,7 @@ def log(session: Session, result: StepResult, watch: Stopwatch, validate: bool) 
         "grad_norm": result.grad_norm,
         "learning_rate": session.optimizer.param_groups[0]["lr"],
         "tokens_per_second": watch.tokens_per_second,
-        "data_wait": watch.waiting / (watch.working + watch.waiting),
+        "data_wait": watch.data_wait,
     }
     session.log(values | (session.validate() if validate else {}))
     window.clear()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mhc_train.checkpoints import save_checkpoint
-from mhc_train.data import Corpus
+from mhc_train.data import Corpus, State
 from mhc_train.diagnostics import measure, observe
 from mhc_train.files import append_json_line
 from mhc_train.model import Transformer
@@ -27,8 +27,8 @@ class Progression:
 
     step: int = 0
     tokens: int = 0
-    data: dict[str, Any] | None = None
-    """The data state after the last batch."""
+    data: State | None = None
+    """The data state after the last batch of the last checkpoint."""
     window: list[float] = field(default_factory=list)
     """Losses since the last logged step."""
 
@@ -59,12 +59,11 @@ class Session:
         append_json_line(self.run.metrics, {"step": progression.step, "tokens": progression.tokens} | values)
         self.tracker.log(progression.step, values)
 
-    def advance(self, result: StepResult, tokens: int, data: dict[str, Any]) -> None:
+    def advance(self, result: StepResult, tokens: int) -> None:
         """Count a finished step."""
         progression = self.progression
         progression.step += 1
         progression.tokens += tokens
-        progression.data = data
         progression.window.append(result.loss)
 
     def measure(self) -> None:
@@ -75,8 +74,9 @@ class Session:
         append_json_line(self.run.measurements, {"step": self.progression.step} | document)
         self.tracker.log(self.progression.step, tracked_numbers(document))
 
-    def save(self) -> None:
-        """Write a checkpoint."""
+    def save(self, data: State) -> None:
+        """Write a checkpoint; `data` is the state after the last batch."""
+        self.progression.data = data
         save_checkpoint(
             self.run.checkpoints,
             self.config,

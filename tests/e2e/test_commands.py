@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 from tiny import overrides, run_command
 
+from mhc_train import progress
 from mhc_train.config.compose import groups
 from mhc_train.files import read_json_lines
 from mhc_train.mixers import MIXERS
-from mhc_train.training import progress
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEP_8 = "checkpoints/step-00000008"
@@ -85,8 +85,8 @@ def test_two_stops_and_resumes_equal_one_straight_run(tmp_path: Path, monkeypatc
     stop_at = {3, 5}  # between logged steps, evaluations and saves
     update = progress.Progress.update
 
-    def stopping(self: progress.Progress, step: int, loss: float, tokens_per_second: float) -> None:
-        update(self, step, loss, tokens_per_second)
+    def stopping(self: progress.Progress, step: int, facts: str) -> None:
+        update(self, step, facts)
         if step in stop_at:
             stop_at.remove(step)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     base = overrides(tmp_path)
     assert run_command(monkeypatch, "fit", *base, f"data.path={tmp_path}/none-*.jsonl") == 3
     assert run_command(monkeypatch, "fit", *base, "data.column=body") == 3
-    assert "The data has text" in capsys.readouterr().err
+    assert "no column body; there is text" in capsys.readouterr().err
     assert run_command(monkeypatch, "fit", *base, f"data.tokenizer={tmp_path}/none.json") == 3
     (tmp_path / "file").touch()
     assert run_command(monkeypatch, "fit", *base, f"runs_dir={tmp_path}/file/runs") == 7

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a live bar on a terminal, plain lines in a pipe."""
+"""What a person sees of long work: a live bar on a terminal, plain lines in a pipe."""
 
 import sys
 import time
@@ -11,10 +11,10 @@ LINE_EVERY_SECONDS = 10
 
 
 class Progress:
-    """Shows step, loss, tokens a second and the time left; a context manager."""
+    """Shows how much of `total` is done, some facts, and the time left; a context manager."""
 
-    def __init__(self, label: str, steps: int, done: int) -> None:
-        self.label, self.steps, self.first = label, steps, done
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
+        self.label, self.total, self.first, self.unit = label, total, done, unit
         self.started = time.monotonic()
         self.last_line = 0.0
         self.bar: Any = None
@@ -31,17 +31,17 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Show a finished step."""
-        facts = f"loss {loss:.4f} · {tokens_per_second:,.0f} tokens/s"
+    def update(self, done: int, facts: str) -> None:
+        """Show that `done` of the total are finished."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, facts=facts)
+            self.bar.update(self.task, completed=done, facts=facts)
             return
         now = time.monotonic()
-        if now - self.last_line >= LINE_EVERY_SECONDS or step == self.steps:
+        if now - self.last_line >= LINE_EVERY_SECONDS or done == self.total:
             self.last_line = now
-            left = (now - self.started) / (step - self.first) * (self.steps - step)
-            say(f"{self.label}: step {step}/{self.steps} · {facts} · {left:.0f} s left")
+            pace = (now - self.started) / max(1, done - self.first)
+            left = f" · {pace * (self.total - done):.0f} s left" if done > self.first else ""
+            say(f"{self.label}: {self.unit} {done}/{self.total} · {facts}{left}")
 
     def _start_bar(self) -> None:
         from rich.console import Console
@@ -59,5 +59,5 @@ class Progress:
             *(TextColumn(column) if isinstance(column, str) else column for column in columns),
             console=Console(stderr=True),
         )
-        self.task = self.bar.add_task(self.label, total=self.steps, completed=self.first, facts="")
+        self.task = self.bar.add_task(self.label, total=self.total, completed=self.first, facts="")
         self.bar.start()

@@ -1,0 +1,342 @@
+"""Shards of text and how each format is read: from anywhere, in order, and again from any place in the middle.
+
+A shard is one file, on a disk, the Hub or any store that fsspec knows. Reading one yields (key, record): the key is
+where reading it again begins (a row of parquet, a byte of plain lines, a record's number where nothing can be sought).
+"""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple
+
+Record = bytes | str | None
+Keyed = Iterator[tuple[int, Record]]
+BLANK = (b"\n", b"\r\n")
+BUFFER_BYTES = 1 << 20
+
+
+class BrokenShardError(Exception):
+    """A shard whose bytes are not what its format asks for; its message says what is wrong."""
+
+
+class BadDocumentError(Exception):
+    """A record that holds no text; its message says why."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a source, in a format of `FORMATS`, or one shard of a `datasets` stream ("rows")."""
+
+    url: str
+    format: str
+    identity: str
+    """Changes when the shard's content does."""
+    column: str = "text"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Rows only: the arguments of `load_dataset`, with this shard's number as `shard`."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return PurePosixPath(self.url).name
+
+    @property
+    def compression(self) -> str | None:
+        """The suffix of a compressed file, which can only be read from its beginning."""
+        suffix = PurePosixPath(self.url).suffix
+        return suffix if suffix in DECOMPRESSORS and self.format in ("json", "text") else None
+
+    @property
+    def seekable(self) -> bool:
+        """Whether a part is a range, rather than every so many-th record of what can only be read from its start."""
+        return self.format != "rows" and self.compression is None
+
+    @property
+    def keyed_by_bytes(self) -> bool:
+        """Whether a record's key is its first byte, rather than its number."""
+        return self.format in ("json", "text") and self.compression is None
+
+    def place(self, cursor: int, number: int) -> str:
+        """Where a chunk's record is, for messages."""
+        if self.keyed_by_bytes:
+            return f"{self.name}, record {number + 1} from byte {cursor} on"
+        return f"{self.name}, record {number + 1} from record {cursor + 1} on"
+
+
+class Part(NamedTuple):
+    """Which part of which shard: `number` of `parts` that share no record and miss none."""
+
+    shard: int
+    number: int = 0
+    parts: int = 1
+
+
+class Chunk(NamedTuple):
+    """Consecutive records of a part, and their keys."""
+
+    keys: list[int]
+    records: list[Record]
+
+    @property
+    def cursor(self) -> int:
+        """Where reading it again begins; -1 if it stands for the rest of a broken shard, which has no records."""
+        return self.keys[0] if self.keys else -1
+
+
+def read_chunks(shard: Shard, part: Part, size: int, cursor: int | None) -> Iterator[Chunk]:
+    """The records of a part in stored order, `size` at a time; `cursor`, if not None, is the chunk to begin at.
+
+    Raises:
+        BrokenShardError: the file is cut short, is no such format, or lacks the column.
+    """
+    keyed = _broken_when_senseless(FORMATS[shard.format](shard, part, cursor))
+    chunk = Chunk([], [])
+    try:
+        for key, record in keyed:
+            chunk.keys.append(key)
+            chunk.records.append(record)
+            if len(chunk.keys) == size:
+                yield chunk
+                chunk = Chunk([], [])
+    except BrokenShardError:
+        # What stands before the break is read, however many records make a chunk.
+        if chunk.keys:
+            yield chunk
+        raise
+    if chunk.keys:
+        yield chunk
+
+
+def _broken_when_senseless(keyed: Keyed) -> Keyed:
+    """Tell a library's many words for bytes that make no sense from failures to get at the bytes."""
+    try:
+        yield from keyed
+    except (ValueError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise BrokenShardError(_first_line(error)) from error
+    except OSError as error:
+        if error.errno is None and type(error) is OSError:  # Arrow and bz2 say it so
+            raise BrokenShardError(_first_line(error)) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def text_of(shard: Shard, record: Record) -> tuple[str, bytes]:
+    """A record's text and its UTF-8 bytes; empty if it has none.
+
+    Raises:
+        BadDocumentError: invalid UTF-8 or JSON, no such column, or something else than text in it.
+    """
+    try:
+        content = _field(record, shard.column) if shard.format == "json" and isinstance(record, bytes) else record
+        if content is None:
+            return "", b""
+        if isinstance(content, bytes):
+            return content.decode(), content
+        return content, content.encode()
+    except UnicodeError as error:
+        raise BadDocumentError(f"invalid UTF-8 ({error})") from error
+    except ValueError as error:
+        raise BadDocumentError(f"invalid JSON ({error})") from error
+
+
+def _field(line: bytes, column: str) -> str | None:
+    if not line.strip():
+        return None
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise BadDocumentError(f"a JSON {type(row).__name__} where one object a line is read")
+    if column not in row:
+        raise BadDocumentError(f"there is no column {column}; there is {', '.join(row) or 'none'}")
+    if not isinstance(row[column], str | None):
+        raise BadDocumentError(f"the column {column} holds {type(row[column]).__name__}, not text")
+    return row[column]
+
+
+def _parquet(shard: Shard, part: Part, cursor: int | None) -> Keyed:
+    """Rows of a contiguous range; only the row groups that hold it, and only the one column, are read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_bytes(shard.url) as stream:
+        file = pq.ParquetFile(stream)
+        _check_column(file.schema_arrow, shard.column)
+        rows = file.metadata.num_rows
+        row = rows * part.number // part.parts if cursor is None else cursor
+        end = rows * (part.number + 1) // part.parts
+        groups, group_start = _row_groups(file.metadata, row, end)
+        before = row - group_start
+        # One thread: loader workers are how reading scales.
+        for batch in file.iter_batches(1024, row_groups=groups, columns=[shard.column], use_threads=False):
+            skipped = min(before, len(batch))
+            before -= skipped
+            values = batch.column(0)[skipped : skipped + end - row]
+            yield from enumerate(values.cast(pa.large_binary()).to_pylist(), row)
+            row += len(values)
+
+
+def _check_column(schema: Any, column: str) -> None:
+    import pyarrow as pa
+
+    if column not in schema.names:
+        raise BrokenShardError(f"there is no column {column}; there is {', '.join(schema.names)}")
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        raise BrokenShardError(f"the column {column} holds {kind}, not text")
+
+
+def _row_groups(metadata: Any, first: int, end: int) -> tuple[list[int], int]:
+    """The row groups that hold rows first to end, and the row that they begin with."""
+    groups: list[int] = []
+    start, group_start = 0, first
+    for number in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(number).num_rows
+        if start < end and first < stop:
+            group_start = group_start if groups else start
+            groups.append(number)
+        start = stop
+    return groups, group_start
+
+
+def _json(shard: Shard, part: Part, cursor: int | None) -> Keyed:
+    return _records(shard, part, cursor, _lines, lambda stream, start: start)
+
+
+def _text(shard: Shard, part: Part, cursor: int | None) -> Keyed:
+    return _records(shard, part, cursor, _paragraphs, _next_paragraph)
+
+
+def _records(
+    shard: Shard,
+    part: Part,
+    cursor: int | None,
+    split: Callable[[IO[bytes], int], Iterator[tuple[int, bytes]]],
+    settle: Callable[[IO[bytes], int], int],
+) -> Keyed:
+    """Records of lines: those that begin in the part's range of bytes, or every so many-th of a compressed file."""
+    with open_bytes(shard.url) as stream:
+        if shard.compression:
+            with DECOMPRESSORS[shard.compression](stream) as content:
+                yield from _strided((record for _, record in split(content, 0)), part, cursor)
+            return
+        size = stream.seek(0, io.SEEK_END)
+        start, end = (size * number // part.parts for number in (part.number, part.number + 1))
+        if cursor is None:
+            cursor = settle(stream, _next_line(stream, start)) if start else 0
+        stream.seek(cursor)
+        for key, record in split(stream, cursor):
+            if key >= end:
+                return
+            yield key, record
+
+
+def _strided(records: Iterable[Record], part: Part, cursor: int | None) -> Keyed:
+    return islice(enumerate(records), part.number if cursor is None else cursor, None, part.parts)
+
+
+def _next_line(stream: IO[bytes], start: int) -> int:
+    """Where the first line that begins at `start` or later begins."""
+    stream.seek(start - 1)
+    return start - 1 + len(stream.readline())
+
+
+def _next_paragraph(stream: IO[bytes], start: int) -> int:
+    """Where the first line after a blank one begins, from a line's beginning on."""
+    stream.seek(max(0, start - 3))
+    before = stream.read(start - max(0, start - 3))
+    inside = not before.endswith((b"\n\n", b"\n\r\n"))
+    while inside and (line := stream.readline()):
+        start += len(line)
+        inside = line not in BLANK
+    return start
+
+
+def _lines(stream: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
+    for line in stream:
+        yield start, line
+        start += len(line)
+
+
+def _paragraphs(stream: IO[bytes], start: int) -> Iterator[tuple[int, bytes]]:
+    """Runs of lines between blank ones."""
+    lines: list[bytes] = []
+    for position, line in _lines(stream, start):
+        if line not in BLANK:
+            start = start if lines else position
+            lines.append(line)
+        elif lines:
+            yield start, b"".join(lines)
+            lines = []
+    if lines:
+        yield start, b"".join(lines)
+
+
+def _rows(shard: Shard, part: Part, cursor: int | None) -> Keyed:
+    """Rows of a format that only `datasets` reads; it begins at the shard's beginning whatever the place."""
+    import datasets
+
+    arguments = dict(shard.arguments)
+    number = arguments.pop("shard")
+    stream = datasets.load_dataset(**arguments, streaming=True)
+    rows = stream.shard(stream.num_shards, number)
+    return _strided((_text_in(row, shard.column) for row in rows), part, cursor)
+
+
+def _text_in(row: dict[str, Any], column: str) -> Record:
+    if column not in row:
+        raise BrokenShardError(f"there is no column {column}; there is {', '.join(row)}")
+    if not isinstance(row[column], str | None):
+        raise BrokenShardError(f"the column {column} holds {type(row[column]).__name__}, not text")
+    return row[column]
+
+
+def size_of(url: str) -> int:
+    """Bytes of a file."""
+    with open_bytes(url) as stream:
+        return stream.seek(0, io.SEEK_END)
+
+
+@contextmanager
+def open_bytes(url: str) -> Iterator[IO[bytes]]:
+    """A seekable, buffered stream of a path or of any address that fsspec knows."""
+    from fsspec.core import url_to_fs
+
+    filesystem, path = url_to_fs(url)
+    with filesystem.open(path, "rb") as raw, io.BufferedReader(raw, BUFFER_BYTES) as stream:
+        yield stream
+
+
+def _zstandard(stream: IO[bytes]) -> IO[bytes]:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(stream, "zstd"), BUFFER_BYTES)
+
+
+def _gzip(stream: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER_BYTES)
+
+
+DECOMPRESSORS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    ".gz": _gzip,
+    ".zst": _zstandard,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+FORMATS: dict[str, Callable[[Shard, Part, int | None], Keyed]] = {
+    "parquet": _parquet,
+    "json": _json,
+    "text": _text,
+    "rows": _rows,
+}
+"""How each format is read."""

@@ -1,0 +1,117 @@
+"""Trying again: which failures of a network pass by themselves, how long they are waited out, and what is said then."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from mhc_train.console import say
+from mhc_train.errors import DataError
+
+Result = TypeVar("Result")
+NETWORK_LIBRARIES = {"aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
+PASSING_STATUS = {408, 425, 429}
+"""HTTP answers below 500 that pass: time-out, too early, too many requests."""
+
+
+class Placed(Protocol):
+    """Something read that knows where reading it again begins."""
+
+    @property
+    def cursor(self) -> int:
+        """Where it begins."""
+
+
+Item = TypeVar("Item", bound=Placed)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Exponential back-off with jitter: `first_delay`, twice that, four times, at most `longest_delay` seconds."""
+
+    attempts: int
+    first_delay: float = 1.0
+    longest_delay: float = 60.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def call(self, attempt: Callable[[], Result], what: str) -> Result:
+        """The result of `attempt`, tried again while its failure is one that passes.
+
+        Raises:
+            DataError: it failed every time; `what` names it.
+        """
+        failures = _Failures(self, what)
+        while True:
+            try:
+                return attempt()
+            except Exception as error:
+                failures.wait_after(error)
+
+    def iterate(self, read: Callable[[int | None], Iterator[Item]], cursor: int | None, what: str) -> Iterator[Item]:
+        """What `read(cursor)` yields; after a failure that passes, reading begins again at the last item delivered.
+
+        Raises:
+            DataError: it failed every time in a row; `what` names it.
+        """
+        failures, again = _Failures(self, what), False
+        while True:
+            try:
+                items = read(cursor)
+                if again:
+                    next(items)  # it was delivered before the failure
+                for item in items:
+                    yield item
+                    cursor, again, failures = item.cursor, True, _Failures(self, what)
+                return
+            except Exception as error:
+                failures.wait_after(error)
+
+
+class _Failures:
+    """The failures of one thing in a row."""
+
+    def __init__(self, retry: Retry, what: str) -> None:
+        self.retry, self.what, self.count, self.started = retry, what, 0, time.monotonic()
+
+    def wait_after(self, error: Exception) -> None:
+        """Wait before the next attempt, or raise: the error itself if it will not pass, `DataError` if it has not."""
+        if not passes(error):
+            raise error
+        self.count += 1
+        reason = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+        if self.count >= self.retry.attempts:
+            raise DataError(
+                f"{self.what} cannot be read: tried {self.count} times in {time.monotonic() - self.started:.0f} s, at "
+                f"last {reason}. Check the network; data.retries=N tries more often."
+            ) from error
+        delay = max(self._back_off(), _asked_for(error))
+        say(f"{self.what}: {reason}. Attempt {self.count + 1} of {self.retry.attempts} in {delay:.1f} s.")
+        self.retry.sleep(delay)
+
+    def _back_off(self) -> float:
+        # Jitter keeps many processes that failed together from coming back together.
+        delay = min(self.retry.longest_delay, self.retry.first_delay * 2 ** (self.count - 1))
+        return delay * random.uniform(0.5, 1.0)
+
+
+def passes(error: Exception) -> bool:
+    """Whether a failure is the network's, and may be gone at the next attempt."""
+    status = _status(error)
+    if status is not None:
+        return status in PASSING_STATUS or status >= 500
+    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or bool(libraries & NETWORK_LIBRARIES)
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error of any client library carries."""
+    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
+    return status if isinstance(status, int) else None
+
+
+def _asked_for(error: Exception) -> float:
+    """Seconds that the server asked to wait; 0 if it did not say."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    seconds = str(headers.get("Retry-After", ""))
+    return float(seconds) if seconds.isdigit() else 0.0

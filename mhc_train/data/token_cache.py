@@ -1,0 +1,215 @@
+"""Tokens prepared before: a source's shards as memory-mapped token files, delivered in the order of its text.
+
+A shard becomes `00000.tokens` (16-bit ids, or 32 where the vocabulary asks for it), `00000.lengths.npy` (tokens of
+every stored record: 0 if it is not trained on, -1 if it is unreadable), for plain lines `00000.keys.npy` (where each
+record begins), and `00000.json`, written last. `manifest.json` says that all are there.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mhc_train.data.order import Documents
+from mhc_train.data.readers import Part, Shard, size_of
+from mhc_train.data.text_reader import Found, Tokenizing
+from mhc_train.data.tokenizer import Tokens
+from mhc_train.errors import DataError
+from mhc_train.files import storage_errors, write_json
+
+DOCUMENTS_A_PIECE = 512
+"""What is gathered from the files at once."""
+Advance = Callable[[int, int, int], None]
+
+
+def cache_directory(source: Tokenizing, cache_dir: Path) -> Path:
+    """Where a source's tokens are kept: another place for other text, tokenizer or choice of documents."""
+    training, reader = source.training, source.reader
+    excluded = hashlib.sha256(b"".join(sorted(training.excluded))).hexdigest()
+    facts = [reader.source.identity, reader.skip_unreadable, source.tokenizer.sha256, training.holdout, excluded]
+    return cache_dir / "tokens" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def open_cache(directory: Path, shards: tuple[Shard, ...]) -> "TokenCache | None":
+    """The tokens kept in a directory; None if they are not there, or not all."""
+    return TokenCache(directory, shards) if (directory / "manifest.json").exists() else None
+
+
+def write_cache(source: Tokenizing, directory: Path, advance: Advance) -> dict[str, Any]:
+    """Tokenise every shard that is not there yet; returns the manifest.
+
+    Args:
+        source: what is tokenised.
+        directory: where to, as `cache_directory` names it.
+        advance: called with the finished files, and the documents and tokens so far, whenever some are written.
+
+    Raises:
+        DataError: a shard is broken, which only live reading can pass over.
+        StorageError: the directory cannot be written.
+    """
+    totals = dict.fromkeys(("records", "documents", "unreadable", "tokens", "bytes"), 0)
+    for index, shard in enumerate(source.reader.source.shards):
+        stem = directory / f"{index:05d}"
+        if not stem.with_suffix(".json").exists():
+            with storage_errors(stem):
+                directory.mkdir(parents=True, exist_ok=True)
+                _write_shard(source, shard, index, stem)
+        facts = json.loads(stem.with_suffix(".json").read_text())
+        totals = {key: total + facts[key] for key, total in totals.items()}
+        advance(index + 1, totals["documents"], totals["tokens"])
+    manifest = {"files": source.shards, "tokenizer_sha256": source.tokenizer.sha256} | totals
+    write_json(directory / "manifest.json", manifest)
+    return manifest
+
+
+def _write_shard(source: Tokenizing, shard: Shard, index: int, stem: Path) -> None:
+    """Write one shard's files; the JSON comes last, so that a shard that has one is whole."""
+    keys: list[int] = []
+    lengths = [np.empty(0, np.int32)]
+    size = 0
+    with stem.with_suffix(".tokens").open("wb") as stream:
+        for chunk in source.reader.chunks(Part(index)):
+            if not chunk.keys:
+                raise DataError(f"{shard.url} breaks off: tokens can be kept of whole files only. Mend or remove it.")
+            lengths.append(np.zeros(len(chunk.keys), np.int32))
+            keys += chunk.keys if shard.keyed_by_bytes else []
+            for group in source.find(shard, chunk, range(len(chunk.keys))):
+                _write_group(source, group, lengths[-1], stream)
+                size += sum(found.size for found in group)
+        stream.flush()
+        os.fsync(stream.fileno())
+    every = np.concatenate(lengths)
+    np.save(_lengths(stem), every)
+    if shard.keyed_by_bytes:
+        np.save(_keys(stem), np.array(keys, np.int64))
+    facts = {
+        "records": len(every),
+        "documents": int((every > 0).sum()),
+        "unreadable": int((every < 0).sum()),
+        "tokens": int(every.clip(0).sum()),
+        "bytes": size,
+        "extent": size_of(shard.url) if shard.keyed_by_bytes else len(every),
+        "type": source.tokenizer.token_type.str,
+    }
+    write_json(stem.with_suffix(".json"), facts)
+
+
+def _write_group(source: Tokenizing, group: list[Found], lengths: NDArray[np.int32], stream: BinaryIO) -> None:
+    """Append a group's tokens and note the lengths of its documents."""
+    readable = [found.place for found in group if found.text is not None]
+    lengths[[found.place for found in group if found.text is None]] = -1
+    tokens, lengths[readable] = source.tokenizer.encode([found.text for found in group if found.text is not None])
+    stream.write(tokens.tobytes())
+
+
+def _lengths(stem: Path) -> Path:
+    return stem.with_suffix(".lengths.npy")
+
+
+def _keys(stem: Path) -> Path:
+    return stem.with_suffix(".keys.npy")
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """One shard's tokens, mapped into memory."""
+
+    seekable: bool
+    extent: int
+    tokens: Tokens
+    lengths: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    """Of each record's tokens."""
+    keys: NDArray[np.int64]
+
+    def records(self, part: Part) -> NDArray[np.int64]:
+        """The numbers of a part's records, the same ones that its text has."""
+        if not self.seekable:
+            return np.arange(part.number, len(self.lengths), part.parts)
+        bounds = [self.extent * number // part.parts for number in (part.number, part.number + 1)]
+        return np.arange(*self.keys.searchsorted(bounds))
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Reads a source's training documents from prepared tokens."""
+
+    directory: Path
+    sources: tuple[Shard, ...]
+    opened: dict[int, StoredShard] = field(default_factory=dict, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenCache, (self.directory, self.sources)  # another process maps the files itself
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self.sources)
+
+    def blocks(self, part: Part, size: int, cursor: int | None = None) -> Iterator["TokenBlock"]:
+        """The documents of a part, `size` at a time.
+
+        Raises:
+            DataError: a file is absent or cut short.
+        """
+        stored = self._stored(part.shard)
+        records = stored.records(part)
+        first = 0 if cursor is None else int(stored.keys[records].searchsorted(cursor))
+        for start in range(first, len(records), size):
+            yield TokenBlock(stored, records[start : start + size])
+
+    def _stored(self, index: int) -> StoredShard:
+        if index not in self.opened:
+            self.opened[index] = _open_shard(self.directory / f"{index:05d}", self.sources[index])
+        return self.opened[index]
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """Consecutive records of a stored shard's part."""
+
+    stored: StoredShard
+    records: NDArray[np.int64]
+
+    @property
+    def cursor(self) -> int:
+        """The key of the first record."""
+        return int(self.stored.keys[self.records[0]])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def documents(self, order: NDArray[np.int64]) -> Iterator[Documents]:
+        """Those to train on, as tokens, in this order of their stored places."""
+        lengths = self.stored.lengths[self.records[order]]
+        skipped = np.cumsum(lengths < 0)
+        trained = np.flatnonzero(lengths > 0)
+        ends = self.stored.ends[self.records[order[trained]]]
+        for start in range(0, len(trained) + 1, DOCUMENTS_A_PIECE):
+            piece = slice(start, start + DOCUMENTS_A_PIECE)
+            counts = lengths[trained[piece]].astype(np.int64)
+            spans = zip((ends[piece] - counts).tolist(), ends[piece].tolist(), strict=True)
+            parts = [self.stored.tokens[begin:end] for begin, end in spans]
+            tokens = np.concatenate([self.stored.tokens[:0], *parts])
+            yield Documents(tokens, counts, trained[piece], np.append(skipped[trained[piece]], skipped[-1:]))
+
+
+def _open_shard(stem: Path, shard: Shard) -> StoredShard:
+    try:
+        facts = json.loads(stem.with_suffix(".json").read_text())
+        lengths = np.load(_lengths(stem))
+        keys = np.load(_keys(stem), mmap_mode="r") if shard.keyed_by_bytes else np.arange(len(lengths))
+        tokens = np.fromfile(stem.with_suffix(".tokens"), facts["type"], 0)
+        if facts["tokens"]:
+            mapped = np.memmap(stem.with_suffix(".tokens"), facts["type"], "r", shape=(facts["tokens"],))
+            tokens = np.asarray(mapped).view(np.ndarray)  # a plain array is sliced several times faster
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{stem.parent}: the prepared tokens are damaged ({error}). Delete this directory.") from error
+    ends = np.maximum(lengths, 0).cumsum(dtype=np.int64)
+    return StoredShard(shard.seekable, facts["extent"], tokens, lengths, ends, keys)
