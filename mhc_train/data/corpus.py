@@ -70,7 +70,8 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 
 def _text(config: DataConfig, split: str | None = None) -> TextReader:
-    return TextReader(find_source(config, split), config.on_error == "skip", Retry(config.retries))
+    retry = Retry(config.retries, advice="Check the network; data.retries=N tries more often.")
+    return TextReader(find_source(config, split), config.on_error == "skip", retry)
 
 
 def _tokenizer(config: DataConfig, parts: list[Component], texts: list[TextReader]) -> LoadedTokenizer:

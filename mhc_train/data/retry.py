@@ -33,6 +33,7 @@ class Retry:
     attempts: int
     first_delay: float = 1.0
     longest_delay: float = 60.0
+    advice: str = "Check the network."
     sleep: Callable[[float], None] = time.sleep
 
     def call(self, attempt: Callable[[], Result], what: str) -> Result:
@@ -83,7 +84,7 @@ class _Failures:
         if self.count >= self.retry.attempts:
             raise DataError(
                 f"{self.what} cannot be read: tried {self.count} times in {time.monotonic() - self.started:.0f} s, at "
-                f"last {reason}. Check the network; data.retries=N tries more often."
+                f"last {reason}. {self.retry.advice}"
             ) from error
         delay = max(self._back_off(), _asked_for(error))
         say(f"{self.what}: {reason}. Attempt {self.count + 1} of {self.retry.attempts} in {delay:.1f} s.")

@@ -181,7 +181,7 @@ def in_process(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def test_without_a_network_a_hub_data_set_is_one_clear_message(tmp_path: Path) -> None:
     result = in_process("fit", "data=tinystories", f"runs_dir={tmp_path}", HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 3
-    assert "cannot be reached" in result.stderr and "data=wiki" in result.stderr
+    assert "cannot be read: tried 3 times" in result.stderr and "data=wiki" in result.stderr
     assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
 
 
