@@ -26,6 +26,8 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-6
     """Added to the mean square in every RMSNorm of the backbone."""
+    document_mask: bool = False
+    """Let a token attend to its own document alone, not to the ones that are packed before it in its sequence."""
 
 
 @dataclass(frozen=True)

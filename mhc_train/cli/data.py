@@ -64,7 +64,7 @@ def inspect(
 
     mhc-train data inspect data=wiki
 
-    mhc-train data inspect data=mixture --documents 200 --json
+    mhc-train data inspect data=fineweb_edu --documents 200 --json
     """
     from mhc_train.cli.output import print_json
     from mhc_train.config.compose import compose

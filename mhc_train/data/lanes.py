@@ -142,8 +142,7 @@ def in_order(parts: Sequence[Sequences], count: int) -> Sequences:
     def woven(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         # Of each worker (lanes, count, ...); worker w has every lane w, w + workers, ... of the rank.
         shape = arrays[0].shape[1:]
-        return np.stack([array.reshape(-1, count, *shape).swapaxes(0, 1) for array in arrays], axis=2).reshape(
-            -1, *shape
-        )
+        round_by_round = [array.reshape(-1, count, *shape).swapaxes(0, 1) for array in arrays]
+        return np.stack(round_by_round, axis=2).reshape(-1, *shape)
 
     return Sequences(*(woven(arrays) for arrays in zip(*parts, strict=True)))

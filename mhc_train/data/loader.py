@@ -19,8 +19,8 @@ from mhc_train.data.order import SKIPPED, START
 from mhc_train.errors import ConfigError, DataError, MhcTrainError
 
 STATE_VERSION = 2
-LEAST_ROUNDS = 8
-"""Sequences of each lane that are made at once, at least; more take longer to begin and less to go on."""
+LEAST_TOKENS = 4096
+"""Tokens of each lane that are made at once, at least: more take longer to begin and less to go on."""
 Batch = Int64[Tensor, "batch seq_plus_1"]
 
 
@@ -53,17 +53,11 @@ class Batches:
     ) -> None:
         _check_dealing(plan.lanes, size, world, workers)
         _check_state(state, identity, plan.lanes)
-        self.identity, self.world, self.size, self.workers = identity, world, size // world, max(1, workers)
+        self.identity, self.size, self.world, self.workers = identity, size // world, world, max(1, workers)
         self.following: int = state["following"] if state else 0
         mine = share(plan.lanes, self.following, rank, world)
-        self.lanes, self.delivered = mine.lanes, 0
-        self.rounds = max(LEAST_ROUNDS, -(-self.size // len(mine.lanes)))
-        self.positions = np.tile(np.array(START, np.int64), (len(mine.lanes), len(plan.readers), 1))
-        self.digests = np.zeros((len(mine.lanes), DIGEST_BYTES), np.uint8)
-        if state:
-            for index, lane in enumerate(mine.lanes):
-                self.positions[index] = state["lanes"][str(lane)]["positions"]
-                self.digests[index] = list(bytes.fromhex(state["lanes"][str(lane)]["digest"]))
+        self.places = _Places(mine.lanes, len(plan.readers), state)
+        self.rounds = max(-(-self.size // len(mine.lanes)), -(-LEAST_TOKENS // plan.seq_len))
         self.waiting = Sequences(*np.empty((4, 0)))
         self._items: Iterator[Any] = iter(_loader(_Rounds(plan, mine, state, self.rounds), workers))
 
@@ -79,18 +73,14 @@ class Batches:
         while len(self.waiting.tokens) < self.size:
             self.waiting = joined([self.waiting, self._item()]) if len(self.waiting.tokens) else self._item()
         batch, self.waiting = self.waiting.part(None, self.size), self.waiting.part(self.size, None)
-        self._count(batch)
+        self.places.advance(batch)
+        self.following += self.size * self.world
         return torch.from_numpy(batch.tokens.astype(np.int64))
 
     def state(self) -> State:
         """A small JSON document from which the batches after the last one can be had: of this rank's lanes alone."""
-        lanes = {
-            str(lane): {"positions": positions.tolist(), "digest": digest.tobytes().hex()}
-            for lane, positions, digest in sorted(
-                zip(self.lanes, self.positions, self.digests, strict=True), key=itemgetter(0)
-            )
-        }
-        return {"version": STATE_VERSION, "identity": self.identity, "following": self.following, "lanes": lanes}
+        head = {"version": STATE_VERSION, "identity": self.identity, "following": self.following}
+        return head | {"lanes": self.places.document()}
 
     def close(self) -> None:
         """End the workers."""
@@ -109,13 +99,34 @@ class Batches:
             parts.append(Sequences(*map(np.asarray, part)))
         return in_order(parts, self.rounds)
 
-    def _count(self, batch: Sequences) -> None:
-        lanes = (self.delivered + np.arange(self.size)) % len(self.lanes)
+
+class _Places:
+    """Where each lane of a rank stands in every source, and the running hash of its tokens."""
+
+    def __init__(self, lanes: list[int], sources: int, state: State | None) -> None:
+        self.lanes, self.delivered = lanes, 0
+        self.positions = np.tile(np.array(START, np.int64), (len(lanes), sources, 1))
+        self.digests = np.zeros((len(lanes), DIGEST_BYTES), np.uint8)
+        if state:
+            known = [state["lanes"][str(lane)] for lane in lanes]
+            self.positions[:] = [place["positions"] for place in known]
+            self.digests[:] = [list(bytes.fromhex(place["digest"])) for place in known]
+
+    def advance(self, batch: Sequences) -> None:
+        """Count what was delivered; the lanes take turns."""
+        lanes = (self.delivered + np.arange(len(batch.tokens))) % len(self.lanes)
         # Of a lane's several sequences the last one counts, which is the one that is assigned last.
         self.positions[lanes, batch.sources] = batch.positions
         self.digests[lanes] = batch.digests
-        self.delivered += self.size
-        self.following += self.size * self.world
+        self.delivered += len(batch.tokens)
+
+    def document(self) -> dict[str, Any]:
+        """What a state says of each lane, in the order of their numbers."""
+        known = zip(self.lanes, self.positions, self.digests, strict=True)
+        return {
+            str(lane): {"positions": positions.tolist(), "digest": digest.tobytes().hex()}
+            for lane, positions, digest in sorted(known, key=itemgetter(0))
+        }
 
 
 def order_fingerprint(state: State) -> str:

@@ -18,11 +18,9 @@ class Packed(NamedTuple):
 
     def joined(self, following: "Packed") -> "Packed":
         """These and the ones that follow."""
-        return (
-            Packed(*(np.concatenate(pair) for pair in zip(self, following, strict=True)))
-            if len(self.tokens)
-            else following
-        )
+        if not len(self.tokens):
+            return following
+        return Packed(*(np.concatenate(pair) for pair in zip(self, following, strict=True)))
 
 
 def pack(documents: Iterable[tuple[Documents, ndarray]], seq_len: int, skip: int = 0) -> Iterator[Packed]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mhc_train.console import say
 from mhc_train.errors import DataError
 from mhc_train.files import write_text
 
@@ -126,6 +127,7 @@ def trained_tokenizer(documents: Iterable[str], vocab_size: int, identity: Any, 
     key = hashlib.sha256(json.dumps([identity, vocab_size, TRAINING_BYTES], sort_keys=True).encode()).hexdigest()
     path = cache_dir / "tokenizers" / f"{key[:16]}.json"
     if not path.exists():
+        say(f"Training a tokenizer of {vocab_size} ids; it will be kept in {path.parent}")
         write_text(path, _train(documents, vocab_size).to_str())
     return read_tokenizer(path)
 

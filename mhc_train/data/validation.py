@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mhc_train.console import say
 from mhc_train.data.holdout import digest, held_out
 from mhc_train.data.text_reader import DOCUMENTS_A_CALL, TextReader
 from mhc_train.data.tokenizer import LoadedTokenizer, Tokens
@@ -65,6 +66,7 @@ def read_held_out(
     path = cache_dir / "validation" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     found = _cached(path)
     if found is None:
+        say(f"Choosing the validation set; it will be kept in {path.parent}")
         texts = (text for text in reader.texts() if share is None or held_out(text[1], share))
         found = _first(texts, wanted, tokenizer)
         write_bytes(path, _npz(found))

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mhc_train.schema import ModelConfig
@@ -20,16 +20,27 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.heads * self.head_dim, config.dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "batch seq C"], rotation: Float[Tensor, "2 seq half"]
+        self,
+        x: Float[Tensor, "batch seq C"],
+        rotation: Float[Tensor, "2 seq half"],
+        mask: Bool[Tensor, "batch 1 seq seq"] | None = None,
     ) -> Float[Tensor, "batch seq C"]:
-        """Attend to this and earlier positions."""
+        """Attend to this and earlier positions, or to those that `mask` allows."""
         query = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
         key, value = self.key_value(x).unflatten(-1, (2 * self.kv_heads, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
         query, key = rotate(query, rotation), rotate(key, rotation)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=self.heads != self.kv_heads
+            query, key, value, mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
         )
         return self.output(mixed.transpose(1, 2).flatten(-2))
+
+
+def document_mask(tokens: Int[Tensor, "batch seq"], end_of_text: Int[Tensor, ""]) -> Bool[Tensor, "batch 1 seq seq"]:
+    """Who may attend to whom: a token to itself and to earlier ones of its document, which its end token closes."""
+    ends = tokens == end_of_text
+    document = ends.cumsum(dim=-1) - ends.long()
+    same = document.unsqueeze(-1) == document.unsqueeze(-2)
+    return same.tril().unsqueeze(1)
 
 
 def rotation_table(seq_len: int, head_dim: int, theta: float) -> Float[Tensor, "2 seq half"]:

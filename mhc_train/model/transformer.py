@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mhc_train.connections import State, build_path
-from mhc_train.model.attention import Attention, rotation_table
+from mhc_train.model.attention import Attention, document_mask, rotation_table
 from mhc_train.model.feedforward import FeedForward
 from mhc_train.model.initialise import initialise_backbone, seeded
 from mhc_train.schema import ConnectionConfig, ModelConfig
@@ -18,9 +19,24 @@ Observer = Callable[[int, State, Tensor], None]
 
 
 class Transformer(nn.Module):
-    """Embedding, a path through pre-norm sublayers (attention and feed-forward in turn), final norm, output head."""
+    """Embedding, a path through pre-norm sublayers (attention and feed-forward in turn), final norm, output head.
 
-    def __init__(self, model: ModelConfig, connection: ConnectionConfig, vocab_size: int, seed: int = 0) -> None:
+    Args:
+        model: the backbone.
+        connection: what ties its sublayers together.
+        vocab_size: token ids.
+        seed: of the weights.
+        end_of_text: the id that closes a document, for `document_mask`; loading weights restores it.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        connection: ConnectionConfig,
+        vocab_size: int,
+        seed: int = 0,
+        end_of_text: int = 0,
+    ) -> None:
         super().__init__()
         self.config, self.vocab_size = model, vocab_size
         self.sublayers = 2 * model.layers
@@ -35,15 +51,18 @@ class Transformer(nn.Module):
         table = rotation_table(model.max_seq_len, model.dim // model.heads, model.rope_theta)
         self.rotation: Tensor
         self.register_buffer("rotation", table, persistent=False)
+        self.end_of_text: Tensor | None
+        self.register_buffer("end_of_text", torch.tensor(end_of_text) if model.document_mask else None)
         initialise_backbone(self, seed, self.sublayers)
 
     def forward(
         self, tokens: Int[Tensor, "batch seq"], observe: Observer | None = None
     ) -> Float[Tensor, "batch seq vocab"]:
         """Next-token logits of every position; `observe` sees the streams and maps as they pass."""
+        mask = None if self.end_of_text is None else document_mask(tokens, self.end_of_text)
         state, x = self.path.enter(self.embedding(tokens))
         for index in range(self.sublayers):
-            output = self._sublayer(index, x)
+            output = self._sublayer(index, x, mask)
             if observe is not None:
                 observe(index, state, output)
             state, x = self.path.cross(index, state, output)
@@ -52,12 +71,14 @@ class Transformer(nn.Module):
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.final_norm(x), weight)
 
-    def _sublayer(self, index: int, x: Float[Tensor, "batch seq C"]) -> Float[Tensor, "batch seq C"]:
+    def _sublayer(
+        self, index: int, x: Float[Tensor, "batch seq C"], mask: Tensor | None
+    ) -> Float[Tensor, "batch seq C"]:
         layer, is_feedforward = divmod(index, 2)
         normed = self.norms[index](x)
         if is_feedforward:
             return self.feedforward[layer](normed)
-        return self.attention[layer](normed, self.rotation[:, : x.shape[1]])
+        return self.attention[layer](normed, self.rotation[:, : x.shape[1]], mask)
 
     def sublayer_names(self) -> Iterator[str]:
         """`layers.0.attention`, `layers.0.feedforward`, `layers.1.attention`, ..."""

@@ -76,13 +76,20 @@ def _speed(arm: Arm) -> float | None:
 
 def _data(record: RunRecord) -> dict[str, Any]:
     data = record.config["data"]
-    keys = ("source", "path", "name", "revision", "split", "seq_len", "vocab_size", "tokenizer_sha256")
+    keys = ("source", "path", "mixture", "name", "revision", "split", "seq_len", "vocab_size", "tokenizer_sha256")
     return {key: data.get(key) for key in keys} | {
-        "attribution": ATTRIBUTIONS.get(data["path"]) if data["source"] == "embedded" else None,
+        "attribution": _attribution(data),
         "validation_tokens": record.status.get("validation_tokens"),
         "validation_sha256": record.status.get("validation_sha256"),
         "bytes_per_token": record.status.get("bytes_per_token"),
     }
+
+
+def _attribution(data: dict[str, Any]) -> str | None:
+    """Where the embedded text that was read comes from."""
+    sources = [data, *(data.get("mixture") or {}).values()]
+    known = [ATTRIBUTIONS.get(own["path"]) for own in sources if own["source"] == "embedded"]
+    return " ".join(filter(None, known)) or None
 
 
 def _configuration(arms: list[Arm]) -> dict[str, Any]:

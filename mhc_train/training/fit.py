@@ -39,7 +39,8 @@ def fit(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = dataclasses.replace(config, data=corpus.config)
     run = create_run(Path(config.runs_dir), config.name, to_yaml(config), overrides)
     write_text(run.tokenizer, corpus.tokenizer.json)
-    model = Transformer(config.model, config.connection, corpus.tokenizer.vocab_size, config.seed)
+    tokenizer = corpus.tokenizer
+    model = Transformer(config.model, config.connection, tokenizer.vocab_size, config.seed, tokenizer.end_of_text)
     return _run(config, run, corpus, model, device, None)
 
 

@@ -273,28 +273,28 @@ def commands_of(text: str) -> list[str]:
 def test_every_documented_override_composes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each `fit` and `compare` of the README and of --help that starts from overrides, as far as its plan."""
+    """Each command of the README, the page on data and --help that starts from overrides, as far as its plan."""
     import shlex
 
     from mhc_train.config.compose import compose
     from mhc_train.training.arms import plan_arms
 
-    pages = [(REPOSITORY / "README.md").read_text()]
-    for command in ("fit", "compare"):
+    pages = [(REPOSITORY / page).read_text() for page in ("README.md", "docs/data.md")]
+    for command in (("fit",), ("compare",), ("data", "prepare"), ("data", "inspect")):
         monkeypatch.setenv("COLUMNS", "300")
-        run_command(monkeypatch, command, "--help")
+        run_command(monkeypatch, *command, "--help")
         pages.append(capsys.readouterr().out)
     seen = 0
     for words in (shlex.split(line) for page in pages for line in commands_of(page.replace("│", ""))):
         arguments = [word for word in words[2:] if "=" in word]
-        if words[1] not in ("fit", "compare") or "--resume" in words or not arguments:
+        if words[1] not in ("fit", "compare", "data") or "--resume" in words or not arguments:
             continue
         seen += 1
-        if words[1] == "fit":
-            compose(arguments)
-        else:
+        if words[1] == "compare":
             assert len(plan_arms(arguments, "config", None)) > 1
-    assert seen >= 6
+        else:
+            compose(arguments)
+    assert seen >= 12
 
 
 def test_the_wheel_works_from_anywhere(tmp_path: Path) -> None:

@@ -275,3 +275,32 @@ def test_first_mixer_learns_nothing_from_copies() -> None:
     model(some_tokens()).square().sum().backward()
     first, second = (model.path[index].bias.grad[-16:].abs().max() for index in (0, 1))
     assert first < second / 50  # rows that sum to 1 return a copy whatever they are: the first gradient is rounding
+
+
+MASKED = replace(MODEL, document_mask=True)
+END = 7
+
+
+@EVERY_ARM
+def test_with_a_document_mask_every_document_is_read_as_if_it_were_alone(arm: ConnectionConfig) -> None:
+    model = Transformer(MASKED, arm, VOCABULARY, end_of_text=END)
+    first, second, third = [3, 1, END], [END], [4, 1, 5, 9]
+    together = model(torch.tensor([first + second + third]))[0]
+    alone = torch.cat([model(torch.tensor([document]))[0] for document in (first, second, third)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_document_mask_documents_see_the_ones_before() -> None:
+    packed = torch.tensor([[3, 1, END, 4, 1]])
+    unmasked, masked = (
+        Transformer(model, RESIDUAL, VOCABULARY, end_of_text=END)(packed)[0, -1] for model in (MODEL, MASKED)
+    )
+    assert (unmasked - masked).abs().max() > 1e-3
+
+
+def test_the_end_token_travels_with_the_weights() -> None:
+    saved = Transformer(MASKED, RESIDUAL, VOCABULARY, end_of_text=END)
+    restored = Transformer(MASKED, RESIDUAL, VOCABULARY)
+    restored.load_state_dict(saved.state_dict())
+    tokens = torch.tensor([[3, END, 4, 1]])
+    assert restored(tokens).equal(saved(tokens))
