@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" * 6 + "beef"
 STATUS = {"429": 429, "502": 502, "503": 503}
-API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+)(/(?P<kind>revision|tree|paths-info)/(?P<revision>[^/]+))?/?(?P<under>.*)")
+API = re.compile(
+    r"/api/datasets/(?P<name>[^/]+/[^/]+)(/(?P<kind>revision|tree|paths-info)/(?P<revision>[^/]+))?/?(?P<under>.*)"
+)
 RESOLVE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 

@@ -1,4 +1,4 @@
-"""The order of documents: a pure function of seed, epoch, shards and place, so that a position is six integers.
+"""The order of documents: a pure function of seed, epoch, shards and place, so that a position is seven integers.
 
 A fixed number of lanes share a source's documents. Within a lane, consecutive blocks of documents are shuffled by a
 keyed permutation; nothing is kept in a live buffer, and resuming reads at most one block again.

@@ -4,7 +4,6 @@ import dataclasses
 import glob
 import hashlib
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,8 @@ def find_source(config: DataConfig, split: str | None = None) -> Source:
         return Source(tuple(_hub_shards(config, split or config.split)))
     if config.source == "embedded":
         directory = prepare_embedded(config.path, Path(config.cache_dir))
-        return Source(tuple(_file_shards(sorted(map(str, directory.glob("*.parquet"))), "parquet", config)))
+        files = _local_files(map(str, directory.glob("*.parquet")), str(directory))
+        return Source(tuple(_file_shards(files, "parquet", config)))
     return Source(tuple(_file_shards(_files(config.path), config.source, config)))
 
 
@@ -91,16 +91,20 @@ def content_identity(url: str) -> str:
     """What tells a file's content from another's without reading it all.
 
     A file on a disk: its size, and samples from its beginning, middle and end; its time and place do not matter.
-    Elsewhere: its size and whatever tag or time the store gives it.
+    Elsewhere: its size, and the tag or time that the store gives it, if any.
     """
     from fsspec.core import url_to_fs
 
-    filesystem, path = url_to_fs(url)
-    if "file" in filesystem.protocol or "local" in filesystem.protocol:
+    if "://" not in url:
         return _sampled(url)
-    facts = filesystem.info(path)
-    tags = (str(facts.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "LastModified", "created"))
-    return hashlib.sha256("/".join(tags).encode()).hexdigest()[:16]
+    filesystem, path = url_to_fs(url)
+    return _tagged(filesystem.info(path))
+
+
+def _tagged(facts: dict[str, Any]) -> str:
+    # Of what stores say, these alone are the same in a listing and when a file is asked for by itself.
+    tag = next((facts[key] for key in ("ETag", "etag", "md5Hash", "mtime") if facts.get(key)), "")
+    return hashlib.sha256(f"{facts['size']}/{tag}".encode()).hexdigest()[:16]
 
 
 def _sampled(path: str) -> str:
@@ -117,34 +121,40 @@ def _is_on_hub(url: str) -> bool:
     return url.startswith("hf://")
 
 
-def _file_shards(urls: Iterable[str], format: str, config: DataConfig) -> Iterable[Shard]:
-    for url in urls:
-        yield Shard(url, format, FIRST_CONTACT.call(partial(content_identity, url), url), config.column)
+def _file_shards(identities: dict[str, str], format: str, config: DataConfig) -> Iterable[Shard]:
+    return [Shard(url, format, identity, config.column) for url, identity in sorted(identities.items())]
 
 
-def _files(pattern: str) -> list[str]:
-    """The files of a path or glob, on this machine or anywhere that fsspec knows."""
+def _files(pattern: str) -> dict[str, str]:
+    """The identity of every file of a path or glob, on this machine or anywhere that fsspec knows."""
     if "://" in pattern:
         return _remote_files(pattern)
-    files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 (absolute patterns)
-    if not files:
+    paths = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 (absolute patterns)
+    return _local_files(paths, pattern)
+
+
+def _local_files(paths: Iterable[str], pattern: str) -> dict[str, str]:
+    try:
+        found = {path: _sampled(path) for path in paths if not Path(path).is_dir()}
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    if not found:
         raise DataError(f"data.path = {pattern}: no such file. Quote a glob so that the shell leaves it alone.")
-    return files
+    return found
 
 
-def _remote_files(pattern: str) -> list[str]:
+def _remote_files(pattern: str) -> dict[str, str]:
     from fsspec.core import url_to_fs
 
     try:
         filesystem, path = FIRST_CONTACT.call(lambda: url_to_fs(pattern), pattern)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"data.path = {pattern}: {error}.") from error
-    if not glob.has_magic(pattern):
-        return [pattern]
-    found = FIRST_CONTACT.call(lambda: filesystem.glob(path), pattern)
+        # One listing tells of all files what asking for each would take minutes to.
+        found = FIRST_CONTACT.call(lambda: filesystem.glob(path, detail=True), pattern)
+    except (ImportError, ValueError, OSError) as error:
+        raise DataError(f"data.path = {pattern} cannot be read: {error}.") from error
     if not found:
         raise DataError(f"data.path = {pattern}: no such file.")
-    return sorted(map(filesystem.unstrip_protocol, found))
+    return {filesystem.unstrip_protocol(name): _tagged(facts) for name, facts in found.items()}
 
 
 def _hub_shards(config: DataConfig, split: str) -> Iterable[Shard]:
@@ -158,7 +168,7 @@ def _hub_shards(config: DataConfig, split: str) -> Iterable[Shard]:
         return _row_shards(config, split)
     if not Path(config.path).is_dir():
         return [Shard(url, builder.name, f"{config.revision}/{url}", config.column) for url in files[split]]
-    return _file_shards(files[split], builder.name, config)
+    return _file_shards(_local_files(files[split], config.path), builder.name, config)
 
 
 def _builder(config: DataConfig) -> Any:
@@ -169,7 +179,7 @@ def _builder(config: DataConfig) -> Any:
     try:
         return datasets.load_dataset_builder(config.path, config.name, revision=config.revision)
     except (FileNotFoundError, ValueError) as error:
-        raise DataError(f"{describe(config)} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{describe(config)} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _row_shards(config: DataConfig, split: str) -> Iterable[Shard]:
@@ -180,7 +190,7 @@ def _row_shards(config: DataConfig, split: str) -> Iterable[Shard]:
     try:
         count = datasets.load_dataset(**arguments, streaming=True).num_shards
     except ValueError as error:
-        raise DataError(f"{describe(config)} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{describe(config)} cannot be read: {' '.join(str(error).split())}") from error
     return [
         Shard(
             f"{config.path}#{split}-{number}",

@@ -77,7 +77,7 @@ def _speed(arm: Arm) -> float | None:
 def _data(record: RunRecord) -> dict[str, Any]:
     data = record.config["data"]
     keys = ("source", "path", "mixture", "name", "revision", "split", "seq_len", "vocab_size", "tokenizer_sha256")
-    return {key: data.get(key) for key in keys} | {
+    return flatten({key: data.get(key) for key in keys}) | {
         "attribution": _attribution(data),
         "validation_tokens": record.status.get("validation_tokens"),
         "validation_sha256": record.status.get("validation_sha256"),
