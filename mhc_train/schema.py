@@ -120,8 +120,9 @@ class DataConfig:
     lanes: int = 16
     """Streams that share the documents and fill each batch in turn, whatever the number of processes and workers;
     a multiple of the processes. Part of the order: another number is another order."""
-    workers: int = 0
-    """Processes that read and tokenise for each training process; 0: it does so itself. Must divide its lanes."""
+    workers: int | None = None
+    """Processes that read and tokenise for each training process, a divisor of its lanes; 0: it does so itself; null:
+    0 on a CPU, up to eight on a GPU."""
     on_error: str = "stop"
     """What an unreadable document or file does: stop | skip (pass it over, count it, say so)."""
     retries: int = 8

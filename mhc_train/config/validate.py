@@ -32,7 +32,7 @@ POSITIVE = (
 )  # fmt: skip
 
 NOT_NEGATIVE = (
-    "seed", "data.seed", "data.workers", "optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "train.threads",
+    "seed", "data.seed", "optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "train.threads",
     "train.sample_tokens", "diagnostics.every", "connection.eps", "connection.read_eps", "connection.write_eps",
     "connection.beta", "connection.first_layer",
 )  # fmt: skip
@@ -243,10 +243,13 @@ def _data(config: Config) -> Iterator[Problem]:
             "data.validation_tokens", data.validation_tokens, f"must hold a sequence of data.seq_len = {data.seq_len}",
             f"Type data.validation_tokens={data.seq_len}.",
         )  # fmt: skip
-    if data.workers > 0 and data.lanes % data.workers:
-        near = max(number for number in range(1, data.workers) if data.lanes % number == 0)
+    workers = data.workers or 0
+    if workers < 0 or data.lanes % max(1, workers):
+        near = max(
+            number for number in range(1, data.lanes + 1) if data.lanes % number == 0 and number <= max(1, workers)
+        )
         yield Problem(
-            "data.workers", data.workers, f"must divide data.lanes = {data.lanes}", f"Type data.workers={near}."
+            "data.workers", workers, f"must be 0 or divide data.lanes = {data.lanes}", f"Type data.workers={near}."
         )
 
 

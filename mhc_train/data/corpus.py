@@ -38,7 +38,7 @@ class Corpus:
 
     def batches(self, size: int, state: State | None = None, rank: int = 0, world: int = 1) -> Batches:
         """Training batches without end; see `Batches`."""
-        return Batches(self.plan, self.identity, size, state, rank, world, self.config.workers)
+        return Batches(self.plan, self.identity, size, state, rank, world, self.config.workers or 0)
 
 
 def open_corpus(config: DataConfig) -> Corpus:

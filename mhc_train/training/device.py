@@ -1,5 +1,6 @@
 """Which device and precision a run uses, and why."""
 
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ import torch
 
 from mhc_train.errors import ConfigError
 from mhc_train.schema import TrainConfig
+
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ def choose_device(config: TrainConfig) -> Device:
         raise ConfigError(f"train.device = {name}: torch {torch.__version__} sees none here. Type train.device=auto.")
     dtype, why_dtype = _precision(config.precision, name)
     return Device(torch.device(name), dtype, f"{name} ({why}), {str(dtype).removeprefix('torch.')} ({why_dtype})")
+
+
+def loader_workers(device: Device, lanes: int) -> int:
+    """How many loader workers a training process has where `data.workers` leaves it open.
+
+    A CPU's cores are all at work already; a GPU must not wait, and half of the machine's cores are enough for it.
+    """
+    if device.device.type == "cpu":
+        return 0
+    most = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
+    return max((number for number in range(1, most + 1) if lanes % number == 0), default=0)
 
 
 def check_float64(device: Device, needed: bool) -> None:

@@ -15,7 +15,7 @@ from mhc_train.model import Transformer
 from mhc_train.model.cost import estimate_memory, training_flops_per_token
 from mhc_train.schema import Config, ConnectionConfig, ModelConfig, OptimConfig, TrainConfig
 from mhc_train.tracking import Tracker
-from mhc_train.training.device import Device, check_float64, choose_device
+from mhc_train.training.device import Device, check_float64, choose_device, loader_workers
 from mhc_train.training.optimizer import build_optimizer, decays, learning_rate, optimizer_tensors
 from mhc_train.training.step import accumulate_gradients, take_step, validation_loss
 
@@ -172,3 +172,14 @@ def test_cost_counts_what_a_forward_keeps_and_the_products_it_makes() -> None:
     assert one.weights == 4 * sum(p.numel() for p in model().parameters()) == one.gradients == one.optimizer // 2
     assert 1.7 < two.activations / one.activations <= 2.0
     assert isinstance(subject, nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "lanes", "workers"),
+    [("cpu", 64, 16, 0), ("cuda", 64, 16, 8), ("cuda", 12, 16, 4), ("cuda", 1, 16, 0)],
+)
+def test_a_gpu_gets_as_many_loader_workers_as_cores_and_lanes_allow(
+    kind: str, cores: int, lanes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert loader_workers(Device(torch.device(kind), torch.float32, ""), lanes) == workers
