@@ -15,10 +15,15 @@ from mhc_train.training.arms import plan_arms, with_default_arms
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 
 
+NEEDED = dict.fromkeys(("parquet", "json", "text"), ["data.path=x"]) | {
+    "mixture": ["data.mixture.a={weight: 1, source: json, path: x}"]
+}
+"""What an option leaves to its user."""
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
-    extra = ["data.path=x"] if group == "data" and option in ("parquet", "json", "text") else []
-    config = compose([f"{group}={option}", *extra])
+    config = compose([f"{group}={option}", *NEEDED.get(option, [])])
     assert not validate(config)
     assert from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
     assert to_yaml(config)
