@@ -59,8 +59,9 @@ RESUMABLE = (
     "train.steps", "train.eval_every", "train.save_every", "train.log_every", "train.keep_checkpoints",
     "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "diagnostics.every",
     "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
-    "tracker.kind", "tracker.mode", "tracker.project",
+    "data.path", "tracker.kind", "tracker.mode", "tracker.project",
 )  # fmt: skip
+"""`data.path` too, and every `data.mixture.NAME.path`: text may be moved, but the data position refuses other text."""
 
 
 def amend(config: Config, overrides: Sequence[str]) -> Config:
@@ -73,10 +74,11 @@ def amend(config: Config, overrides: Sequence[str]) -> Config:
     document = OmegaConf.create(dataclasses.asdict(config))
     for text in overrides:
         override = parse(text)
-        if override.key_or_group not in RESUMABLE:
+        key = override.key_or_group
+        if key not in RESUMABLE and not (key.startswith("data.mixture.") and key.endswith(".path")):
             problems.append(f"{text}: cannot change on --resume. What can: {', '.join(RESUMABLE)}.")
         else:
-            OmegaConf.update(document, override.key_or_group, override.value())
+            OmegaConf.update(document, key, override.value())
     amended = _typed(document, problems)
     problems += map(str, validate(amended))
     if problems:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mhc_train.console import say
 from mhc_train.data.holdout import TrainingSet, held_out
 from mhc_train.data.lanes import Plan, State
-from mhc_train.data.loader import Batches
+from mhc_train.data.loader import Batches, check_state
 from mhc_train.data.mixture import Component, components, settled
 from mhc_train.data.order import Reader
 from mhc_train.data.retry import Retry
@@ -39,6 +39,14 @@ class Corpus:
     def batches(self, size: int, state: State | None = None, rank: int = 0, world: int = 1) -> Batches:
         """Training batches without end; see `Batches`."""
         return Batches(self.plan, self.identity, size, state, rank, world, self.config.workers or 0)
+
+    def check(self, state: State | None) -> None:
+        """Refuse a state that these batches cannot go on from.
+
+        Raises:
+            DataError: it is of other text, another tokenizer, or other lanes.
+        """
+        check_state(state, self.identity, self.plan.lanes)
 
 
 def open_corpus(config: DataConfig) -> Corpus:

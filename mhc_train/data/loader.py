@@ -52,7 +52,7 @@ class Batches:
         workers: int = 0,
     ) -> None:
         _check_dealing(plan.lanes, size, world, workers)
-        _check_state(state, identity, plan.lanes)
+        check_state(state, identity, plan.lanes)
         self.identity, self.size, self.world, self.workers = identity, size // world, world, max(1, workers)
         self.following: int = state["following"] if state else 0
         mine = share(plan.lanes, self.following, rank, world)
@@ -205,7 +205,12 @@ def _check_dealing(lanes: int, size: int, world: int, workers: int) -> None:
         raise ConfigError(problems)
 
 
-def _check_state(state: State | None, identity: str, lanes: int) -> None:
+def check_state(state: State | None, identity: str, lanes: int) -> None:
+    """Refuse a state of other sources or another number of lanes.
+
+    Raises:
+        DataError: as said.
+    """
     if state is None:
         return
     if state.get("version") != STATE_VERSION:

@@ -56,6 +56,7 @@ def resume(path: Path, config: Config, checkpoint: Checkpoint, overrides: Sequen
     # The run's own tokenizer: whatever the cache holds by now, tokens mean what they meant.
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
     corpus = open_corpus(_with_workers(data, device))
+    corpus.check(checkpoint.state["data"])  # before anything of the run is changed
     run.truncate(checkpoint.state["step"])
     run.amend(to_yaml(config), overrides)
     say(f"Resuming {path} at step {checkpoint.state['step']}: weights, optimizer, data position and metrics restored.")

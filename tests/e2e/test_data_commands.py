@@ -57,6 +57,23 @@ def test_a_run_goes_on_with_workers_and_prepared_tokens_as_it_would_have_without
     assert fingerprint(run) == fingerprint(straight)
 
 
+def test_moved_text_is_read_on_and_other_text_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = fitted(monkeypatch, tmp_path)
+    run = fitted(monkeypatch, tmp_path, "train.steps=4")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = (tmp_path / "corpus.jsonl").rename(elsewhere / "corpus.jsonl")
+    again = ("fit", "--resume", str(run), "train.steps=8", f"data.path={moved}")
+    moved.write_text(moved.read_text().replace("stream", "strean", 1))
+    assert run_command(monkeypatch, *again) == 3
+    assert "is not what the run was reading" in capsys.readouterr().err
+    moved.write_text(moved.read_text().replace("strean", "stream", 1))
+    assert run_command(monkeypatch, *again) == 0
+    assert fingerprint(run) == fingerprint(straight)
+
+
 def test_prepare_does_not_do_again_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
