@@ -59,7 +59,7 @@ RESUMABLE = (
     "train.steps", "train.eval_every", "train.save_every", "train.log_every", "train.keep_checkpoints",
     "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "diagnostics.every",
     "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
-    "data.path", "tracker.kind", "tracker.mode", "tracker.project",
+    "data.path", "data.on_error", "tracker.kind", "tracker.mode", "tracker.project",
 )  # fmt: skip
 """`data.path` too, and every `data.mixture.NAME.path`: text may be moved, but the data position refuses other text."""
 

@@ -64,9 +64,12 @@ def open_corpus(config: DataConfig) -> Corpus:
     validation = validation_set(
         [(part_held, _wanted(part)) for part_held, part in zip(held, parts, strict=True)], config.seq_len, where
     )
+    # Where all hold out by hash alone, the hash says it; else no source trains on what any other validates on.
+    by_hash = len({_holdout(part.config) for part in parts}) == 1 and _holdout(parts[0].config) > 0
+    excluded = frozenset[bytes]() if by_hash else frozenset[bytes]().union(*(source.digests for source in held))
     live = [
-        Tokenizing(text, tokenizer, _training_set(part.config, part_held))
-        for text, part, part_held in zip(texts, parts, held, strict=True)
+        Tokenizing(text, tokenizer, TrainingSet(_holdout(part.config), excluded))
+        for text, part in zip(texts, parts, strict=True)
     ]
     shares = tuple(part.share for part in parts)
     plan = Plan(
@@ -115,10 +118,6 @@ def _held_out(part: Component, text: TextReader, tokenizer: LoadedTokenizer) -> 
 
 def _wanted(part: Component) -> int:
     return int(part.config.validation_tokens * part.share)
-
-
-def _training_set(config: DataConfig, held: HeldOut) -> TrainingSet:
-    return TrainingSet(_holdout(config), held.digests if config.validation_split is not None else frozenset())
 
 
 def _holdout(config: DataConfig) -> float:

@@ -92,8 +92,9 @@ class Batches:
         for _ in range(self.workers):
             try:
                 part = next(self._items)
-            except RuntimeError as error:  # the loader's word for a worker that is gone
-                raise DataError(f"a loader worker ended: {error}. Type data.workers=0 to read without.") from error
+            except (RuntimeError, EOFError, ConnectionError) as error:  # the loader's words for a worker that is gone
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise DataError(f"a loader worker ended: {reason}. Type data.workers=0 to read without.") from error
             if isinstance(part, MhcTrainError):
                 raise part
             parts.append(Sequences(*map(np.asarray, part)))

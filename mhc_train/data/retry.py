@@ -1,6 +1,9 @@
 """Trying again: which failures of a network pass by themselves, how long they are waited out, and what is said then."""
 
+import errno
+import http.client
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from mhc_train.errors import DataError
 
 Result = TypeVar("Result")
 NETWORK_LIBRARIES = {"aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
+UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+PASSING_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, http.client.HTTPException)
 PASSING_STATUS = {408, 425, 429}
 """HTTP answers below 500 that pass: time-out, too early, too many requests."""
 
@@ -76,11 +81,13 @@ class _Failures:
         self.retry, self.what, self.count, self.started = retry, what, 0, time.monotonic()
 
     def wait_after(self, error: Exception) -> None:
-        """Wait before the next attempt, or raise: the error itself if it will not pass, `DataError` if it has not."""
-        if not passes(error):
-            raise error
-        self.count += 1
+        """Wait before the next attempt, or raise: refusals and what did not pass as `DataError`, others as they are."""
         reason = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+        if not passes(error):
+            if _status(error) is None:
+                raise error
+            raise DataError(f"{self.what} cannot be read: {reason}.") from error
+        self.count += 1
         if self.count >= self.retry.attempts:
             raise DataError(
                 f"{self.what} cannot be read: tried {self.count} times in {time.monotonic() - self.started:.0f} s, at "
@@ -96,16 +103,21 @@ class _Failures:
         return delay * random.uniform(0.5, 1.0)
 
 
-def passes(error: Exception) -> bool:
-    """Whether a failure is the network's, and may be gone at the next attempt."""
+def passes(error: BaseException | None) -> bool:
+    """Whether a failure, or the one that caused it, is the network's, and may be gone at the next attempt."""
+    return error is not None and (_is_passing(error) or passes(error.__cause__))
+
+
+def _is_passing(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in PASSING_STATUS or status >= 500
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, ConnectionError | TimeoutError) or bool(libraries & NETWORK_LIBRARIES)
+    away = isinstance(error, OSError) and error.errno in UNREACHABLE
+    return away or isinstance(error, PASSING_ERRORS) or bool(libraries & NETWORK_LIBRARIES)
 
 
-def _status(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     """The HTTP status that an error of any client library carries."""
     status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
     return status if isinstance(status, int) else None

@@ -3,7 +3,8 @@
 import dataclasses
 import glob
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ FIRST_CONTACT = Retry(attempts=3, first_delay=0.5)
 """A Hub that cannot be reached at the start is said soon; once data flows, `data.retries` holds."""
 HUB_TIMEOUT_SECONDS = 3
 SAMPLE_BYTES = 1 << 16
+CARDS = {"README.md", ".huggingface.yaml"}
+"""What says which of a repository's files belong to which configuration and split."""
+NOT_READ = (".xz", ".lzma", ".lz4", ".7z", ".zip", ".tar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +112,17 @@ def _tagged(facts: dict[str, Any]) -> str:
 
 
 def _sampled(path: str) -> str:
-    with open_bytes(path) as stream:
-        size = stream.seek(0, 2)
-        digest = hashlib.sha256(str(size).encode())
-        for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
-            stream.seek(start)
-            digest.update(stream.read(SAMPLE_BYTES))
+    if not Path(path).is_file():
+        raise DataError(f"{path} cannot be read: it is no file.")
+    try:
+        with open_bytes(path) as stream:
+            size = stream.seek(0, 2)
+            digest = hashlib.sha256(str(size).encode())
+            for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                stream.seek(start)
+                digest.update(stream.read(SAMPLE_BYTES))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     return digest.hexdigest()[:16]
 
 
@@ -122,6 +131,9 @@ def _is_on_hub(url: str) -> bool:
 
 
 def _file_shards(identities: dict[str, str], format: str, config: DataConfig) -> Iterable[Shard]:
+    for url in identities:
+        if url.endswith(NOT_READ):
+            raise DataError(f"{url} cannot be read: of compressed files, .gz, .zst and .bz2 can. Compress it so.")
     return [Shard(url, format, identity, config.column) for url, identity in sorted(identities.items())]
 
 
@@ -134,10 +146,7 @@ def _files(pattern: str) -> dict[str, str]:
 
 
 def _local_files(paths: Iterable[str], pattern: str) -> dict[str, str]:
-    try:
-        found = {path: _sampled(path) for path in paths if not Path(path).is_dir()}
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    found = {path: _sampled(path) for path in paths if not Path(path).is_dir()}
     if not found:
         raise DataError(f"data.path = {pattern}: no such file. Quote a glob so that the shell leaves it alone.")
     return found
@@ -148,8 +157,7 @@ def _remote_files(pattern: str) -> dict[str, str]:
 
     try:
         filesystem, path = FIRST_CONTACT.call(lambda: url_to_fs(pattern), pattern)
-        # One listing tells of all files what asking for each would take minutes to.
-        found = FIRST_CONTACT.call(lambda: filesystem.glob(path, detail=True), pattern)
+        found = FIRST_CONTACT.call(lambda: dict(_listed(filesystem, path)), pattern)
     except (ImportError, ValueError, OSError) as error:
         raise DataError(f"data.path = {pattern} cannot be read: {error}.") from error
     if not found:
@@ -157,15 +165,38 @@ def _remote_files(pattern: str) -> dict[str, str]:
     return {filesystem.unstrip_protocol(name): _tagged(facts) for name, facts in found.items()}
 
 
+def _listed(filesystem: Any, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files of a pattern with what the store says of them, listed by directories: asking for each takes minutes.
+
+    The store's own `glob` leaves out what it fails to list, and the order would change in silence.
+    """
+    from fsspec.utils import glob_translate
+
+    if not glob.has_magic(pattern):
+        yield pattern, filesystem.info(pattern)
+        return
+    root = pattern[: re.search(r"[*?[]", pattern).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    depth = float("inf") if "**" in pattern else pattern.count("/")
+    matches = re.compile(glob_translate(pattern)).match
+    directories = [root]
+    while directories:
+        for facts in filesystem.ls(directories.pop(), detail=True):
+            name = facts["name"].rstrip("/")
+            if facts["type"] == "directory" and name.count("/") < depth:
+                directories.append(name)
+            elif facts["type"] != "directory" and matches(name):
+                yield name, facts
+
+
 def _hub_shards(config: DataConfig, split: str) -> Iterable[Shard]:
     """The shards of a data set laid out for the Hub, there or in a local directory, as `datasets` finds them."""
-    builder = FIRST_CONTACT.call(lambda: _builder(config), describe(config))
+    builder = _builder(config)
     files = {str(name): list(urls) for name, urls in (builder.config.data_files or {}).items()}
     if files and split not in files:
         raise DataError(f"{describe(config)} has no split {split}. It has {', '.join(files)}.")
-    plain = builder.name in ("parquet", "json", "text") and not any("::" in url for url in files.get(split, []))
-    if not files or not plain or getattr(builder.config, "field", None):
-        return _row_shards(config, split)
+    packed = any("::" in url or url.endswith(NOT_READ) for url in files.get(split, []))
+    if packed or builder.name not in ("parquet", "json", "text") or getattr(builder.config, "field", None):
+        return _row_shards(config, split, _rows_identity(config, files.get(split, [])))
     if not Path(config.path).is_dir():
         return [Shard(url, builder.name, f"{config.revision}/{url}", config.column) for url in files[split]]
     return _file_shards(_local_files(files[split], config.path), builder.name, config)
@@ -176,45 +207,40 @@ def _builder(config: DataConfig) -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
+    return _asked_of_datasets(
+        config, lambda: datasets.load_dataset_builder(config.path, config.name, revision=config.revision)
+    )
+
+
+def _asked_of_datasets(config: DataConfig, ask: Callable[[], Any]) -> Any:
     try:
-        return datasets.load_dataset_builder(config.path, config.name, revision=config.revision)
+        return FIRST_CONTACT.call(ask, describe(config))
     except (FileNotFoundError, ValueError) as error:
         raise DataError(f"{describe(config)} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _row_shards(config: DataConfig, split: str) -> Iterable[Shard]:
+def _rows_identity(config: DataConfig, files: list[str]) -> str:
+    """The commit, or the content of a local directory's files."""
+    local = _local_files(files, config.path).values() if Path(config.path).is_dir() else []
+    return hashlib.sha256("/".join([str(config.revision), *local]).encode()).hexdigest()[:16]
+
+
+def _row_shards(config: DataConfig, split: str, identity: str) -> Iterable[Shard]:
     """Shards of a format that only `datasets` reads: CSV, Arrow, XML, archives and whatever it learns to read."""
     import datasets
 
     arguments = {"path": config.path, "name": config.name, "split": split, "revision": config.revision}
-    try:
-        count = datasets.load_dataset(**arguments, streaming=True).num_shards
-    except ValueError as error:
-        raise DataError(f"{describe(config)} cannot be read: {' '.join(str(error).split())}") from error
+    count = _asked_of_datasets(config, lambda: datasets.load_dataset(**arguments, streaming=True).num_shards)
+    names = (f"{config.path}#{split}-{number}" for number in range(count))
     return [
-        Shard(
-            f"{config.path}#{split}-{number}",
-            "rows",
-            str(config.revision),
-            config.column,
-            arguments | {"shard": number},
-        )
-        for number in range(count)
+        Shard(name, "rows", identity, config.column, arguments | {"shard": number}) for number, name in enumerate(names)
     ]
 
 
 def _hub_revision(config: DataConfig) -> str:
     """The commit that the Hub serves now; asking for it first fails in a second where a read would retry for many."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        info = FIRST_CONTACT.call(
-            lambda: HfApi().dataset_info(config.path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS),
-            describe(config),
-        )
-    except HfHubHTTPError as error:
-        raise DataError(f"{describe(config)}: the Hub refused it ({str(error).splitlines()[0]}).") from error
+        return FIRST_CONTACT.call(lambda: _ask_for_commit(config), describe(config))
     except DataError as error:
         raise DataError(
             f"{error} Or train on local text: data=wiki (embedded), data=parquet, data=json or data=text with "
@@ -222,4 +248,16 @@ def _hub_revision(config: DataConfig) -> str:
         ) from error
     except Exception as error:  # the Hub's client raises whatever its transport raises
         raise DataError(f"{describe(config)} cannot be reached: {type(error).__name__}: {error}.") from error
+
+
+def _ask_for_commit(config: DataConfig) -> str:
+    """The commit's hash; what the repository says of its files is fetched with it.
+
+    `datasets` takes a card that it fails to get for one that does not exist, and would then find other files.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    info = HfApi().dataset_info(config.path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
+    for name in {file.rfilename for file in info.siblings or []} & CARDS:
+        hf_hub_download(config.path, name, repo_type="dataset", revision=info.sha)
     return str(info.sha)

@@ -62,7 +62,7 @@ class TextReader:
         try:
             return text_of(shard, chunk.records[number])
         except BadDocumentError as error:
-            found = f"{shard.place(chunk.cursor, number)}: {error}"
+            found = " ".join(f"{shard.place(chunk.cursor, number)}: {error}".split())
             if not self.skip_unreadable:
                 raise DataError(
                     f"{found}. Mend it, or type data.on_error=skip to pass over what cannot be read and count it."

@@ -94,7 +94,9 @@ def _write_shard(source: Tokenizing, shard: Shard, index: int, stem: Path) -> No
         "unreadable": int((every < 0).sum()),
         "tokens": int(every.clip(0).sum()),
         "bytes": size,
-        "extent": size_of(shard.url) if shard.keyed_by_bytes else len(every),
+        "extent": source.reader.retry.call(lambda: size_of(shard.url), shard.url)
+        if shard.keyed_by_bytes
+        else len(every),
         "type": source.tokenizer.token_type.str,
     }
     write_json(stem.with_suffix(".json"), facts)
@@ -209,7 +211,11 @@ def _open_shard(stem: Path, shard: Shard) -> StoredShard:
         if facts["tokens"]:
             mapped = np.memmap(stem.with_suffix(".tokens"), facts["type"], "r", shape=(facts["tokens"],))
             tokens = np.asarray(mapped).view(np.ndarray)  # a plain array is sliced several times faster
-    except (OSError, ValueError, KeyError) as error:
+        if (len(lengths), int(lengths.clip(0).sum())) != (facts["records"], facts["tokens"]) or len(keys) != len(
+            lengths
+        ):
+            raise ValueError("its parts are not of one file")
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"{stem.parent}: the prepared tokens are damaged ({error}). Delete this directory.") from error
     ends = np.maximum(lengths, 0).cumsum(dtype=np.int64)
     return StoredShard(shard.seekable, facts["extent"], tokens, lengths, ends, keys)

@@ -21,8 +21,10 @@ from mhc_train.files import write_text
 Tokens = NDArray[np.unsignedinteger]
 END_OF_TEXT = "<|endoftext|>"
 TRAINING_BYTES = 10_000_000
-LONGEST_PART = 100_000
-BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)")
+LONGEST_PART, NEAR = 100_000, 100
+"""Characters that are encoded at once, and how many more are looked at for the end of a word."""
+ENDS_OF_WORDS = (re.compile(r"(?<=\S)(?= \S)"), re.compile(r"(?<=\S)(?=\s)"), re.compile(r"(?<=[^\W\d_])(?=[^\w\s])"))
+"""Before a space and a word, before other white space, between a letter and a sign; the first that is found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +81,20 @@ class LoadedTokenizer:
 def cut(document: str) -> list[str]:
     """Parts of a long document, which together take less memory to encode than the whole.
 
-    Each begins with a space between two words, where byte-level BPE never joins tokens, so that those stay the same.
+    They part where byte-level BPE never joins tokens, so that those stay the same: at the end of a word if there is
+    one near, which only text without words and spaces lacks.
     """
     parts, start = [], 0
-    while len(document) - start > LONGEST_PART and (space := BETWEEN_WORDS.search(document, start + LONGEST_PART)):
-        parts.append(document[start : space.start()])
-        start = space.start()
+    while len(document) - start > LONGEST_PART + NEAR:
+        end = _end_of_word(document, start + LONGEST_PART)
+        parts.append(document[start:end])
+        start = end
     return [*parts, document[start:]]
+
+
+def _end_of_word(document: str, start: int) -> int:
+    found = (pattern.search(document, start, start + NEAR) for pattern in ENDS_OF_WORDS)
+    return next((match.start() for match in found if match), start)
 
 
 def load_tokenizer(text: str, where: str) -> LoadedTokenizer:
