@@ -89,6 +89,10 @@ class ConnectionConfig:
         return self.label or self.kind
 
 
+MIXTURE_KEYS = ("source", "path", "name", "revision", "split", "validation_split", "column")
+"""What each source of a mixture says for itself, beside its weight; everything else holds for all."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which text is read, in which order, and how it becomes tokens."""

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mhc_train.schema import Config, ConnectionConfig, DataConfig
+from mhc_train.schema import MIXTURE_KEYS, Config, ConnectionConfig, DataConfig
 
 SOURCES = ("embedded", "hub", "parquet", "json", "text", "mixture")
 CHOICES = {
@@ -37,9 +37,6 @@ NOT_NEGATIVE = (
     "connection.beta", "connection.first_layer",
 )  # fmt: skip
 
-
-MIXED_KEYS = ("weight", "source", "path", "name", "revision", "split", "validation_split", "column")
-"""What a source of a mixture may say."""
 
 BUILT_FROM = {
     "connection.kind", "connection.mixer", "connection.order", "connection.streams", "connection.iterations",
@@ -244,10 +241,9 @@ def _data(config: Config) -> Iterator[Problem]:
             f"Type data.validation_tokens={data.seq_len}.",
         )  # fmt: skip
     workers = data.workers or 0
-    if workers < 0 or data.lanes % max(1, workers):
-        near = max(
-            number for number in range(1, data.lanes + 1) if data.lanes % number == 0 and number <= max(1, workers)
-        )
+    if data.lanes > 0 and (workers < 0 or data.lanes % max(1, workers)):
+        fewer = range(1, min(max(1, workers), data.lanes) + 1)
+        near = max(number for number in fewer if data.lanes % number == 0)
         yield Problem(
             "data.workers", workers, f"must be 0 or divide data.lanes = {data.lanes}", f"Type data.workers={near}."
         )
@@ -271,10 +267,12 @@ def _mixture(data: DataConfig) -> Iterator[Problem]:
 
 def _mixed(key: str, own: dict[str, object]) -> Iterator[Problem]:
     """What is wrong with one source of a mixture."""
-    for name in sorted(own.keys() - MIXED_KEYS):
-        yield Problem(
-            f"{key}.{name}", own[name], f"no such key; there is {', '.join(MIXED_KEYS)}", f"Type ~{key}.{name}."
-        )
+    for name, value in sorted(own.items()):
+        if name not in ("weight", *MIXTURE_KEYS):
+            known = ", ".join(("weight", *MIXTURE_KEYS))
+            yield Problem(f"{key}.{name}", value, f"no such key; there is {known}", f"Type ~{key}.{name}.")
+        elif name != "weight" and not isinstance(value, str | None):
+            yield Problem(f"{key}.{name}", value, "must be text", f"Put it into quotes: {key}.{name}=\"'{value}'\".")
     weight = own.get("weight")
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
         yield Problem(f"{key}.weight", weight, "must be a number above 0", f"Type {key}.weight=1.")

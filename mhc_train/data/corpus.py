@@ -36,9 +36,12 @@ class Corpus:
     identity: str
     """Changes with the text, the tokenizer, and what they are read as."""
 
-    def batches(self, size: int, state: State | None = None, rank: int = 0, world: int = 1) -> Batches:
-        """Training batches without end; see `Batches`."""
-        return Batches(self.plan, self.identity, size, state, rank, world, self.config.workers or 0)
+    def batches(
+        self, size: int, state: State | None = None, rank: int = 0, world: int = 1, workers: int | None = None
+    ) -> Batches:
+        """Training batches without end; see `Batches`. Without a number of workers, `data.workers` says it."""
+        workers = (self.config.workers or 0) if workers is None else workers
+        return Batches(self.plan, self.identity, size, state, rank, world, workers)
 
     def check(self, state: State | None) -> None:
         """Refuse a state that these batches cannot go on from.
@@ -77,7 +80,8 @@ def open_corpus(config: DataConfig) -> Corpus:
         shares, config.lanes, config.seed, config.shuffle_block, config.seq_len, tokenizer.token_type,
     )  # fmt: skip
     config = dataclasses.replace(config, tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size)
-    return Corpus(config, tokenizer, validation, tuple(live), plan, _identity(live, shares, tokenizer))
+    identity = _identity(live, shares, config)
+    return Corpus(config, tokenizer, validation, tuple(live), plan, identity)
 
 
 def _text(config: DataConfig, split: str | None = None) -> TextReader:
@@ -140,6 +144,11 @@ def _reader(config: DataConfig, source: Tokenizing) -> Reader:
     return cache
 
 
-def _identity(live: list[Tokenizing], shares: tuple[float, ...], tokenizer: LoadedTokenizer) -> str:
-    facts = [[source.reader.source.identity for source in live], shares, tokenizer.sha256]
+def _identity(live: list[Tokenizing], shares: tuple[float, ...], config: DataConfig) -> str:
+    """Hash of everything that decides which sequence is the g-th."""
+    sources = [
+        [source.reader.source.identity, source.training.identity, share]
+        for source, share in zip(live, shares, strict=True)
+    ]
+    facts = [sources, config.tokenizer_sha256, config.seed, config.lanes, config.shuffle_block, config.seq_len]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

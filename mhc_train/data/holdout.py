@@ -22,5 +22,11 @@ class TrainingSet:
     excluded: frozenset[bytes] = frozenset()
     """Digests of documents that are in the validation split and must not be trained on if they are here too."""
 
+    @property
+    def identity(self) -> str:
+        """Changes with the documents that are left out."""
+        excluded = b"".join(sorted(self.excluded))
+        return hashlib.sha256(f"{self.holdout}/{hashlib.sha256(excluded).hexdigest()}".encode()).hexdigest()[:16]
+
     def __contains__(self, document: bytes) -> bool:
         return not held_out(document, self.holdout) and not (self.excluded and digest(document) in self.excluded)

@@ -1,6 +1,7 @@
 """What a data configuration amounts to: its files, its documents in numbers, a sample, and the order's fingerprint."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -33,10 +34,11 @@ def inspect(config: Config, documents: int, steps: int) -> dict[str, Any]:
     """
     corpus = open_corpus(config.data)
     parts = components(corpus.config)
-    batches = corpus.batches(config.train.batch_tokens // config.data.seq_len)
-    sample = [next(batches) for _ in range(steps)][0][0]
-    state = batches.state()
-    batches.close()
+    with closing(corpus.batches(config.train.batch_tokens // config.data.seq_len)) as batches:
+        sample = next(batches)[0]
+        for _ in range(steps - 1):
+            next(batches)
+        state = batches.state()
     return {
         "schema_version": SCHEMA_VERSION,
         "sources": [_source(corpus, number, part, documents) for number, part in enumerate(parts)],
@@ -54,7 +56,8 @@ def inspect(config: Config, documents: int, steps: int) -> dict[str, Any]:
 
 def _source(corpus: Corpus, number: int, part: Component, documents: int) -> dict[str, Any]:
     text, reader = corpus.texts[number], corpus.plan.readers[number]
-    shards, lanes = text.reader.source.shards, corpus.config.lanes
+    shards = text.reader.source.shards
+    parts = lane_parts(len(shards), 0, corpus.config.lanes, corpus.config.seed, 0)
     return {
         "source": describe(part.config),
         "share": part.share,
@@ -62,8 +65,8 @@ def _source(corpus: Corpus, number: int, part: Component, documents: int) -> dic
         "column": part.config.column,
         "files": len(shards),
         "identity": text.reader.source.identity,
-        "parts_a_lane": len(lane_parts(len(shards), 0, lanes, corpus.config.seed, 0)),
-        "whole_files": lane_parts(len(shards), 0, lanes, corpus.config.seed, 0)[0].parts == 1,
+        "parts_a_lane": len(parts),
+        "whole_files": parts[0].parts == 1,
         "prepared": str(reader.directory) if isinstance(reader, TokenCache) else None,
         "first_documents": _statistics(text, documents),
     }
@@ -72,14 +75,17 @@ def _source(corpus: Corpus, number: int, part: Component, documents: int) -> dic
 def _statistics(text: Tokenizing, wanted: int) -> dict[str, Any]:
     """What the first `wanted` records in stored order are."""
     counts = {"records": 0, "training": 0, "held_out": 0, "empty": 0, "unreadable": 0}
-    size, lengths = 0, np.empty(0, np.int64)
+    training: list[tuple[str, bytes]] = []
     for record in islice(_records(text), wanted):
         kind = _kind(text, record)
         counts["records"] += 1
         counts[kind] += 1
         if kind == "training" and record:
-            size += len(record[1])
-            lengths = np.append(lengths, text.tokenizer.encode([record[0]])[1])
+            training.append(record)
+    size, lengths = (
+        sum(len(content) for _, content in training),
+        text.tokenizer.encode([document for document, _ in training])[1],
+    )
     tokens = int(lengths.sum())
     spread = np.percentile(lengths, (50, 99, 100)).tolist() if len(lengths) else [None] * 3
     return counts | {

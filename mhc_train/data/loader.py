@@ -1,10 +1,8 @@
 """Batches for one rank, made here or by worker processes, and the state from which any number of ranks goes on."""
 
 import hashlib
-import os
-import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -12,11 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mhc_train.data.lanes import DIGEST_BYTES, Plan, Sequences, Share, State, in_order, joined, rounds, share
+from mhc_train.data.lanes import DIGEST_BYTES, Plan, Sequences, State, in_order, joined, rounds, share
 from mhc_train.data.order import SKIPPED, START
-from mhc_train.errors import ConfigError, DataError, MhcTrainError
+from mhc_train.data.workers import Workers
+from mhc_train.errors import ConfigError, DataError
 
 STATE_VERSION = 2
 LEAST_TOKENS = 4096
@@ -51,15 +49,18 @@ class Batches:
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        _check_dealing(plan.lanes, size, world, workers)
+        _check_dealing(plan.lanes, size, rank, world, workers)
         check_state(state, identity, plan.lanes)
-        self.identity, self.size, self.world, self.workers = identity, size // world, world, max(1, workers)
+        self.identity, self.of, self.size, self.world = identity, plan.lanes, size // world, world
         self.following: int = state["following"] if state else 0
-        mine = share(plan.lanes, self.following, rank, world)
-        self.places = _Places(mine.lanes, len(plan.readers), state)
-        self.rounds = max(-(-self.size // len(mine.lanes)), -(-LEAST_TOKENS // plan.seq_len))
+        lanes = share(plan.lanes, self.following, rank, world)
+        self.places = LanePlaces(lanes.lanes, len(plan.readers), state)
+        self.rounds = max(-(-self.size // len(lanes.lanes)), -(-LEAST_TOKENS // plan.seq_len))
         self.waiting = Sequences(*np.empty((4, 0)))
-        self._items: Iterator[Any] = iter(_loader(_Rounds(plan, mine, state, self.rounds), workers))
+        make = partial(rounds, plan, lanes, state, self.rounds)
+        self.workers = Workers(make, workers) if workers else None
+        self.here = make(0, 1)  # read from only without workers
+        self.failure: DataError | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -70,38 +71,41 @@ class Batches:
         Raises:
             DataError: the text cannot be read on.
         """
-        while len(self.waiting.tokens) < self.size:
-            self.waiting = joined([self.waiting, self._item()]) if len(self.waiting.tokens) else self._item()
+        self.wait()
         batch, self.waiting = self.waiting.part(None, self.size), self.waiting.part(self.size, None)
         self.places.advance(batch)
         self.following += self.size * self.world
         return torch.from_numpy(batch.tokens.astype(np.int64))
 
+    def wait(self) -> None:
+        """Read until the next batch is there. The state does not change, even if this is interrupted.
+
+        Raises:
+            DataError: the text cannot be read on.
+        """
+        if self.failure:
+            raise self.failure
+        try:
+            while len(self.waiting.tokens) < self.size:
+                more = in_order(self.workers.take() if self.workers else [next(self.here)], self.rounds)
+                self.waiting = joined([self.waiting, more]) if len(self.waiting.tokens) else more
+        except DataError as error:
+            self.failure = error
+            raise
+
     def state(self) -> State:
         """A small JSON document from which the batches after the last one can be had: of this rank's lanes alone."""
-        head = {"version": STATE_VERSION, "identity": self.identity, "following": self.following}
+        head = {"version": STATE_VERSION, "identity": self.identity, "of": self.of, "following": self.following}
         return head | {"lanes": self.places.document()}
 
     def close(self) -> None:
         """End the workers."""
-        self._items = iter(())
-
-    def _item(self) -> Sequences:
-        """What every worker delivers next, as if one process had."""
-        parts = []
-        for _ in range(self.workers):
-            try:
-                part = next(self._items)
-            except (RuntimeError, EOFError, ConnectionError) as error:  # the loader's words for a worker that is gone
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise DataError(f"a loader worker ended: {reason}. Type data.workers=0 to read without.") from error
-            if isinstance(part, MhcTrainError):
-                raise part
-            parts.append(Sequences(*map(np.asarray, part)))
-        return in_order(parts, self.rounds)
+        if self.workers:
+            self.workers.close()
+        self.here = iter(())
 
 
-class _Places:
+class LanePlaces:
     """Where each lane of a rank stands in every source, and the running hash of its tokens."""
 
     def __init__(self, lanes: list[int], sources: int, state: State | None) -> None:
@@ -139,7 +143,7 @@ def order_fingerprint(state: State) -> str:
 
 
 def skipped_documents(state: State) -> int:
-    """Documents that could not be read and were passed over so far."""
+    """How often an unreadable document, or what a broken file lacks, was passed over so far."""
     return sum(row[SKIPPED] for lane in state["lanes"].values() for row in lane["positions"])
 
 
@@ -147,56 +151,25 @@ def merged(states: list[State]) -> State:
     """The state of all ranks, from each one's own.
 
     Raises:
-        ValueError: they are not of the same step of the same data.
+        ValueError: they are not of the same step of the same data, or not each lane is there once.
     """
     heads = [{key: value for key, value in state.items() if key != "lanes"} for state in states]
+    lanes = [(lane, place) for state in states for lane, place in state["lanes"].items()]
     if any(head != heads[0] for head in heads):
         raise ValueError(f"data states of different steps or data: {heads}")
-    return heads[0] | {"lanes": {lane: place for state in states for lane, place in state["lanes"].items()}}
+    if sorted(int(lane) for lane, _ in lanes) != list(range(heads[0]["of"])):
+        raise ValueError(
+            f"data states must hold each of {heads[0]['of']} lanes once, not {[lane for lane, _ in lanes]}"
+        )
+    return heads[0] | {"lanes": dict(lanes)}
 
 
-@dataclass(frozen=True)
-class _Rounds(IterableDataset[Sequences | MhcTrainError]):
-    """A worker's part of a rank's sequences."""
-
-    plan: Plan
-    mine: Share
-    state: State | None
-    count: int
-
-    def __iter__(self) -> Iterator[Sequences | MhcTrainError]:
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        try:
-            yield from rounds(self.plan, self.mine, self.state, self.count, number, workers)
-        except MhcTrainError as error:  # handed over as it is: the loader would wrap it into a traceback
-            yield error
-
-
-def _loader(dataset: _Rounds, workers: int) -> DataLoader[Sequences | MhcTrainError]:
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=_settle if workers else None,
-        # Spawned: a fork would copy the locks of whatever threads a network or tokenizer library has.
-        multiprocessing_context="spawn" if workers else None,
-        generator=torch.Generator(),  # the loader draws a seed; the training's random numbers are not for it
-    )
-
-
-def _settle(worker: int) -> None:
-    """Leave stopping to the main process, and the other cores to the other workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _check_dealing(lanes: int, size: int, world: int, workers: int) -> None:
+def _check_dealing(lanes: int, size: int, rank: int, world: int, workers: int) -> None:
+    assert 0 <= rank < world
     problems = []
     if lanes % world:
         problems.append(f"data.lanes = {lanes}: must be a multiple of the number of processes, {world}.")
-    if size % world:
+    if size % world or size < world:
         problems.append(
             f"a batch of {size} sequences cannot be shared by {world} processes; change train.batch_tokens."
         )

@@ -5,10 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mhc_train.schema import DataConfig
-
-OWN_KEYS = ("source", "path", "name", "revision", "split", "validation_split", "column")
-"""What each source of a mixture says for itself, beside its weight; everything else holds for all."""
+from mhc_train.schema import MIXTURE_KEYS, DataConfig
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,11 @@ def settled(config: DataConfig, settle: Callable[[DataConfig], DataConfig]) -> D
 def _alone(config: DataConfig, own: dict[str, Any]) -> DataConfig:
     """One source's configuration: nothing of it is left to the mixture but the usual column."""
     default = DataConfig(column=config.column)
-    return dataclasses.replace(config, mixture={}, **{key: own.get(key, getattr(default, key)) for key in OWN_KEYS})
+    return dataclasses.replace(config, mixture={}, **{key: own.get(key, getattr(default, key)) for key in MIXTURE_KEYS})
 
 
 def _own(config: DataConfig, own: dict[str, Any]) -> dict[str, Any]:
     """What a settled source says for itself."""
     default = DataConfig(column=config.column)
-    said = {key: getattr(config, key) for key in OWN_KEYS}
+    said = {key: getattr(config, key) for key in MIXTURE_KEYS}
     return {key: value for key, value in said.items() if key in own or value != getattr(default, key)}

@@ -95,9 +95,9 @@ def lane_documents(
     Raises:
         DataError: as many epochs as there are lanes, so every document there is, brought none.
     """
-    barren, skipped = 0, start.skipped
-    while barren <= lanes:
-        barren += 1
+    empty_epochs, skipped = 0, start.skipped
+    while empty_epochs <= lanes:
+        empty_epochs += 1
         parts = lane_parts(reader.shards, lane, lanes, seed, start.epoch)
         for number in range(start.part, len(parts)):
             cursor = None if start.cursor < 0 else start.cursor
@@ -106,7 +106,7 @@ def lane_documents(
                 here = Position(start.epoch, number, count, block.cursor, start.document, 0, skipped)
                 for documents in block.documents(order):
                     yield documents, _positions(here, documents)
-                    barren = 0 if len(documents.lengths) else barren
+                    empty_epochs = 0 if len(documents.lengths) else empty_epochs
                     skipped = here.skipped + int(documents.skipped[-1])
                 start = start._replace(document=0)
             start = start._replace(block=0, cursor=-1)
@@ -117,19 +117,22 @@ def lane_documents(
 def lane_parts(shards: int, lane: int, lanes: int, seed: int, epoch: int) -> list[Part]:
     """What a lane reads in an epoch. Over all lanes every part of every shard comes exactly once.
 
-    Shards are shuffled, and in the next epoch every lane takes over from its neighbour, so that a lane that is left
-    with nothing (fewer documents than lanes) is so for an epoch at most.
+    In the next epoch every lane takes over from its neighbour, so that in as many epochs as there are lanes each of
+    them reads everything; and in each epoch it reads its parts in another order.
     """
-    count = 1 if shards >= WHOLE_SHARDS_A_LANE * lanes else lanes
-    shuffled = permutation(shards, seed, epoch)
-    parts = [Part(int(shard), number, count) for shard in shuffled for number in range(count)]
-    return parts[(lane + epoch) % lanes :: lanes]
+    parts = 1 if shards >= WHOLE_SHARDS_A_LANE * lanes else lanes
+    places = range((lane + epoch) % lanes, shards * parts, lanes)
+    shuffled = permutation(len(places), seed, epoch, lane).tolist()
+    return [Part(places[index] // parts, places[index] % parts, parts) for index in shuffled]
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
-    """An order of `size` things, the same wherever and whenever it is asked for with the same key."""
+    """An order of `size` things, the same wherever and whenever it is asked for with the same key.
+
+    NumPy keeps the numbers that a bit generator draws the same in all its versions, but not its shuffles (NEP 19).
+    """
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little"))).permutation(size)
+    return np.random.PCG64(int.from_bytes(digest, "little")).random_raw(size).argsort(kind="stable")
 
 
 def _positions(here: Position, documents: Documents) -> NDArray[np.int64]:

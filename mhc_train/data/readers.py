@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 Record = bytes | str | None
@@ -24,6 +24,10 @@ CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 class BrokenShardError(Exception):
     """A shard whose bytes are not what its format asks for; its message says what is wrong."""
+
+
+class StoreError(Exception):
+    """Bytes that could not be got at, whatever they are; its cause is the store's own error."""
 
 
 class BadDocumentError(Exception):
@@ -118,12 +122,8 @@ def _broken_when_senseless(keyed: Keyed) -> Keyed:
     """Tell a library's many words for bytes that make no sense from failures to get at the bytes."""
     try:
         yield from keyed
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # Arrow's words; a store's own failures are StoreErrors
         raise BrokenShardError(_first_line(error)) from error
-    except OSError as error:
-        if error.errno is None and type(error) is OSError:  # Arrow says it so
-            raise BrokenShardError(_first_line(error)) from error
-        raise
 
 
 def _first_line(error: Exception) -> str:
@@ -168,7 +168,8 @@ def _parquet(shard: Shard, part: Part, cursor: int | None) -> Keyed:
     import pyarrow.parquet as pq
 
     with open_bytes(shard.url) as stream:
-        file = pq.ParquetFile(stream, page_checksum_verification=True)
+        # Page by page: with its usual settings, Arrow holds a whole column chunk for every lane.
+        file = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
         _check_column(file.schema_arrow, shard.column)
         rows = file.metadata.num_rows
         first = rows * part.number // part.parts if cursor is None else cursor
@@ -287,7 +288,7 @@ def _rows(shard: Shard, part: Part, cursor: int | None) -> Keyed:
     number = arguments.pop("shard")
     stream = datasets.load_dataset(**arguments, streaming=True)
     rows = stream.shard(stream.num_shards, number)
-    return _strided((_text_in(row, shard.column) for row in rows), part, cursor)
+    yield from _strided((_text_in(row, shard.column) for row in rows), part, cursor)
 
 
 def _text_in(row: dict[str, Any], column: str) -> Record:
@@ -306,12 +307,57 @@ def size_of(url: str) -> int:
 
 @contextmanager
 def open_bytes(url: str) -> Iterator[IO[bytes]]:
-    """A seekable, buffered stream of a path or of any address that fsspec knows."""
+    """A seekable, buffered stream of a path or of any address that fsspec knows.
+
+    Raises:
+        StoreError: it cannot be opened or, later, read.
+    """
+    with _store_errors():
+        raw = _open(url)
+    with raw, io.BufferedReader(_Guarded(raw), BUFFER_BYTES) as stream:
+        yield stream
+
+
+def _open(url: str) -> IO[bytes]:
+    if "://" not in url:
+        return Path(url).open("rb", buffering=0)
     from fsspec.core import url_to_fs
 
     filesystem, path = url_to_fs(url)
-    with filesystem.open(path, "rb") as raw, io.BufferedReader(raw, BUFFER_BYTES) as stream:
-        yield stream
+    return filesystem.open(path, "rb")
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise StoreError(" ".join(f"{type(error).__name__}: {error}".split())) from error
+
+
+class _Guarded(io.RawIOBase):
+    """A store's stream whose failures cannot be mistaken for senseless content."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _store_errors():
+            return int(self.raw.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _store_errors():
+            self.raw.seek(offset, whence)
+            return int(self.raw.tell())
+
+    def tell(self) -> int:
+        return int(self.raw.tell())
 
 
 def decompressed(stream: IO[bytes], codec: str) -> IO[bytes]:

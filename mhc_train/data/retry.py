@@ -13,6 +13,7 @@ from mhc_train.console import say
 from mhc_train.errors import DataError
 
 Result = TypeVar("Result")
+LONGEST_ASKED = 600.0
 NETWORK_LIBRARIES = {"aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
 UNREACHABLE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 PASSING_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, http.client.HTTPException)
@@ -65,7 +66,7 @@ class Retry:
             try:
                 items = read(cursor)
                 if again:
-                    next(items)  # it was delivered before the failure
+                    next(items, None)  # it was delivered before the failure
                 for item in items:
                     yield item
                     cursor, again, failures = item.cursor, True, _Failures(self, what)
@@ -82,10 +83,11 @@ class _Failures:
 
     def wait_after(self, error: Exception) -> None:
         """Wait before the next attempt, or raise: refusals and what did not pass as `DataError`, others as they are."""
-        reason = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
-        if not passes(error):
-            if _status(error) is None:
-                raise error
+        cause = _network_error(error)
+        if cause is None:
+            raise error
+        reason = f"{type(cause).__name__}: {(str(cause) or 'no reason given').splitlines()[0]}"
+        if not passes(cause):
             raise DataError(f"{self.what} cannot be read: {reason}.") from error
         self.count += 1
         if self.count >= self.retry.attempts:
@@ -93,7 +95,7 @@ class _Failures:
                 f"{self.what} cannot be read: tried {self.count} times in {time.monotonic() - self.started:.0f} s, at "
                 f"last {reason}. {self.retry.advice}"
             ) from error
-        delay = max(self._back_off(), _asked_for(error))
+        delay = max(self._back_off(), _asked_for(cause))
         say(f"{self.what}: {reason}. Attempt {self.count + 1} of {self.retry.attempts} in {delay:.1f} s.")
         self.retry.sleep(delay)
 
@@ -103,12 +105,15 @@ class _Failures:
         return delay * random.uniform(0.5, 1.0)
 
 
-def passes(error: BaseException | None) -> bool:
-    """Whether a failure, or the one that caused it, is the network's, and may be gone at the next attempt."""
-    return error is not None and (_is_passing(error) or passes(error.__cause__))
+def _network_error(error: BaseException | None) -> BaseException | None:
+    """The failure, or the one that caused it, that is a network's or a server's."""
+    while error is not None and not (passes(error) or _status(error) is not None):
+        error = error.__cause__
+    return error
 
 
-def _is_passing(error: BaseException) -> bool:
+def passes(error: BaseException) -> bool:
+    """Whether a failure is the network's, and may be gone at the next attempt."""
     status = _status(error)
     if status is not None:
         return status in PASSING_STATUS or status >= 500
@@ -119,12 +124,13 @@ def _is_passing(error: BaseException) -> bool:
 
 def _status(error: BaseException) -> int | None:
     """The HTTP status that an error of any client library carries."""
-    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
-    return status if isinstance(status, int) else None
+    places = ((getattr(error, "response", None), "status_code"), (error, "status"), (error, "code"))
+    found = (getattr(place, name, None) for place, name in places)
+    return next((status for status in found if isinstance(status, int) and 100 <= status < 600), None)
 
 
-def _asked_for(error: Exception) -> float:
-    """Seconds that the server asked to wait; 0 if it did not say."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+def _asked_for(error: BaseException) -> float:
+    """Seconds that the server asked to wait, within reason; 0 if it did not say."""
+    headers = getattr(getattr(error, "response", error), "headers", None) or {}
     seconds = str(headers.get("Retry-After", ""))
-    return float(seconds) if seconds.isdigit() else 0.0
+    return min(float(seconds), LONGEST_ASKED) if seconds.isascii() and seconds.isdecimal() else 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from mhc_train.console import say
 from mhc_train.data.embedded import available, prepare_embedded
-from mhc_train.data.readers import Shard, open_bytes
+from mhc_train.data.readers import Shard, StoreError, open_bytes
 from mhc_train.data.retry import Retry
 from mhc_train.errors import DataError
 from mhc_train.schema import DataConfig
@@ -76,19 +76,19 @@ def describe(config: DataConfig) -> str:
     return f"the embedded corpus {config.path}" if config.source == "embedded" else f"{config.source} {config.path}"
 
 
-def check_unchanged(shard: Shard, retry: Retry) -> None:
+def check_unchanged(shard: Shard) -> None:
     """Refuse a shard whose content is no longer what it was when the source was opened.
 
     Raises:
         DataError: it has changed.
     """
-    if shard.format != "rows" and not _is_on_hub(shard.url):  # there, the revision names the content
-        now = retry.call(lambda: content_identity(shard.url), shard.url)
-        if now != shard.identity:
-            raise DataError(
-                f"{shard.url} has changed since the run began: the order of documents would not be the one that was "
-                "promised. Put the original file back, or begin a new run."
-            )
+    if shard.format == "rows" or _is_pinned(shard.url):
+        return
+    if content_identity(shard.url) != shard.identity:
+        raise DataError(
+            f"{shard.url} has changed since the run began: the order of documents would not be the one that was "
+            "promised. Put the original file back, or begin a new run."
+        )
 
 
 def content_identity(url: str) -> str:
@@ -102,13 +102,17 @@ def content_identity(url: str) -> str:
     if "://" not in url:
         return _sampled(url)
     filesystem, path = url_to_fs(url)
+    filesystem.invalidate_cache(path.rpartition("/")[0])  # a store may answer from its listing of long ago
     return _tagged(filesystem.info(path))
 
 
 def _tagged(facts: dict[str, Any]) -> str:
-    # Of what stores say, these alone are the same in a listing and when a file is asked for by itself.
-    tag = next((facts[key] for key in ("ETag", "etag", "md5Hash", "mtime") if facts.get(key)), "")
-    return hashlib.sha256(f"{facts['size']}/{tag}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{facts['size']}/{_tag(facts)}".encode()).hexdigest()[:16]
+
+
+def _tag(facts: dict[str, Any]) -> str:
+    """Of what stores say of content, what is the same in a listing and when a file is asked for by itself."""
+    return str(next((facts[key] for key in ("ETag", "etag", "md5Hash", "blob_id", "mtime") if facts.get(key)), ""))
 
 
 def _sampled(path: str) -> str:
@@ -121,13 +125,14 @@ def _sampled(path: str) -> str:
             for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
                 stream.seek(start)
                 digest.update(stream.read(SAMPLE_BYTES))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except StoreError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
     return digest.hexdigest()[:16]
 
 
-def _is_on_hub(url: str) -> bool:
-    return url.startswith("hf://")
+def _is_pinned(url: str) -> bool:
+    """Whether the address itself names the content, by a commit of the Hub."""
+    return url.startswith("hf://") and "@" in url
 
 
 def _file_shards(identities: dict[str, str], format: str, config: DataConfig) -> Iterable[Shard]:
@@ -142,6 +147,8 @@ def _files(pattern: str) -> dict[str, str]:
     if "://" in pattern:
         return _remote_files(pattern)
     paths = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 (absolute patterns)
+    if paths == [str(Path(pattern).expanduser())] and Path(paths[0]).is_dir():
+        raise DataError(f"data.path = {pattern}: a directory. Name its files, such as {pattern.rstrip('/')}/*.")
     return _local_files(paths, pattern)
 
 
@@ -185,7 +192,8 @@ def _listed(filesystem: Any, pattern: str) -> Iterator[tuple[str, dict[str, Any]
             if facts["type"] == "directory" and name.count("/") < depth:
                 directories.append(name)
             elif facts["type"] != "directory" and matches(name):
-                yield name, facts
+                # Some listings tell less than the files themselves do.
+                yield name, facts if facts.get("size") is not None and _tag(facts) else filesystem.info(name)
 
 
 def _hub_shards(config: DataConfig, split: str) -> Iterable[Shard]:
@@ -215,14 +223,17 @@ def _builder(config: DataConfig) -> Any:
 def _asked_of_datasets(config: DataConfig, ask: Callable[[], Any]) -> Any:
     try:
         return FIRST_CONTACT.call(ask, describe(config))
-    except (FileNotFoundError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever keeps the library from finding the data set
         raise DataError(f"{describe(config)} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _rows_identity(config: DataConfig, files: list[str]) -> str:
-    """The commit, or the content of a local directory's files."""
-    local = _local_files(files, config.path).values() if Path(config.path).is_dir() else []
-    return hashlib.sha256("/".join([str(config.revision), *local]).encode()).hexdigest()[:16]
+    """The commit and which of its files, or the content of a local directory's."""
+    local = Path(config.path).is_dir()
+    content = list(_local_files(files, config.path).values()) if local else [str(config.revision), *files]
+    return hashlib.sha256("/".join([str(config.name), *content]).encode()).hexdigest()[:16]
 
 
 def _row_shards(config: DataConfig, split: str, identity: str) -> Iterable[Shard]:

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from mhc_train.console import say
 from mhc_train.data.holdout import TrainingSet
 from mhc_train.data.order import Documents
-from mhc_train.data.readers import BadDocumentError, BrokenShardError, Chunk, Part, Shard, read_chunks, text_of
+from mhc_train.data.readers import (
+    BadDocumentError,
+    BrokenShardError,
+    Chunk,
+    Part,
+    Shard,
+    StoreError,
+    read_chunks,
+    text_of,
+)
 from mhc_train.data.retry import Retry
 from mhc_train.data.sources import Source, check_unchanged
 from mhc_train.data.tokenizer import LoadedTokenizer
@@ -20,6 +29,7 @@ from mhc_train.errors import DataError
 DOCUMENTS_A_CALL, BYTES_A_CALL = 64, 1 << 20
 """What is tokenised at once: little enough to begin soon, and to hold documents of any size."""
 RECORDS_A_CHUNK = 1024
+MEND = "Mend it before a run begins, or type data.on_error=skip to pass over what cannot be read and count it."
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,13 @@ class TextReader:
         """
         shard = self.source.shards[part.shard]
         try:
-            check_unchanged(shard, self.retry)
-            yield from self.retry.iterate(lambda at: read_chunks(shard, part, size, at), cursor, shard.url)
+            yield from self.retry.iterate(lambda at: _read(shard, part, size, at), cursor, shard.url)
         except BrokenShardError as error:
             if not self.skip_unreadable:
-                raise DataError(
-                    f"{shard.url} cannot be read: {error}. Mend or remove it, or type data.on_error=skip to pass over "
-                    "what cannot be read and count it."
-                ) from error
+                raise DataError(f"{shard.url} cannot be read: {error}. {MEND}") from error
             say(f"{shard.url} cannot be read on: {error}. Passed over, as data.on_error=skip asks.")
             yield Chunk([], [])
-        except OSError as error:
+        except StoreError as error:
             raise DataError(f"{shard.url} cannot be read: {error}.") from error
 
     def document(self, shard: Shard, chunk: Chunk, number: int) -> tuple[str, bytes] | None:
@@ -64,9 +70,7 @@ class TextReader:
         except BadDocumentError as error:
             found = " ".join(f"{shard.place(chunk.cursor, number)}: {error}".split())
             if not self.skip_unreadable:
-                raise DataError(
-                    f"{found}. Mend it, or type data.on_error=skip to pass over what cannot be read and count it."
-                ) from error
+                raise DataError(f"{found}. {MEND}") from error
             if shard.url not in self.warned:
                 self.warned.add(shard.url)
                 say(f"{found}. Passed over, as data.on_error=skip asks; more of this file are counted in silence.")
@@ -79,6 +83,11 @@ class TextReader:
                 for number in range(len(chunk.records)):
                     if (found := self.document(shard, chunk, number)) and found[1]:
                         yield found
+
+
+def _read(shard: Shard, part: Part, size: int, cursor: int | None) -> Iterator[Chunk]:
+    check_unchanged(shard)
+    yield from read_chunks(shard, part, size, cursor)
 
 
 class Found(NamedTuple):

@@ -6,12 +6,15 @@ record begins), and `00000.json`, written last. `manifest.json` says that all ar
 """
 
 import hashlib
+import io
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,7 @@ from mhc_train.data.readers import Part, Shard, size_of
 from mhc_train.data.text_reader import Found, Tokenizing
 from mhc_train.data.tokenizer import Tokens
 from mhc_train.errors import DataError
-from mhc_train.files import storage_errors, write_json
+from mhc_train.files import storage_errors, write_bytes, write_json
 
 DOCUMENTS_A_PIECE = 512
 """What is gathered from the files at once."""
@@ -30,9 +33,8 @@ Advance = Callable[[int, int, int], None]
 
 def cache_directory(source: Tokenizing, cache_dir: Path) -> Path:
     """Where a source's tokens are kept: another place for other text, tokenizer or choice of documents."""
-    training, reader = source.training, source.reader
-    excluded = hashlib.sha256(b"".join(sorted(training.excluded))).hexdigest()
-    facts = [reader.source.identity, reader.skip_unreadable, source.tokenizer.sha256, training.holdout, excluded]
+    reader = source.reader
+    facts = [reader.source.identity, reader.skip_unreadable, source.tokenizer.sha256, source.training.identity]
     return cache_dir / "tokens" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -60,7 +62,7 @@ def write_cache(source: Tokenizing, directory: Path, advance: Advance) -> dict[s
             with storage_errors(stem):
                 directory.mkdir(parents=True, exist_ok=True)
                 _write_shard(source, shard, index, stem)
-        facts = json.loads(stem.with_suffix(".json").read_text())
+        facts = _facts(stem)
         totals = {key: total + facts[key] for key, total in totals.items()}
         advance(index + 1, totals["documents"], totals["tokens"])
     manifest = {"files": source.shards, "tokenizer_sha256": source.tokenizer.sha256} | totals
@@ -73,21 +75,29 @@ def _write_shard(source: Tokenizing, shard: Shard, index: int, stem: Path) -> No
     keys: list[int] = []
     lengths = [np.empty(0, np.int32)]
     size = 0
-    with stem.with_suffix(".tokens").open("wb") as stream:
-        for chunk in source.reader.chunks(Part(index)):
-            if not chunk.keys:
-                raise DataError(f"{shard.url} breaks off: tokens can be kept of whole files only. Mend or remove it.")
-            lengths.append(np.zeros(len(chunk.keys), np.int32))
-            keys += chunk.keys if shard.keyed_by_bytes else []
-            for group in source.find(shard, chunk, range(len(chunk.keys))):
-                _write_group(source, group, lengths[-1], stream)
-                size += sum(found.size for found in group)
-        stream.flush()
-        os.fsync(stream.fileno())
+    # Under a name of its own: another process may be writing the same.
+    unfinished = stem.with_name(f".{stem.name}.{secrets.token_hex(6)}.tokens")
+    try:
+        with unfinished.open("wb") as stream:
+            for chunk in source.reader.chunks(Part(index)):
+                if not chunk.keys:
+                    raise DataError(
+                        f"{shard.url} breaks off: tokens can be kept of whole files only. Mend or remove it."
+                    )
+                lengths.append(np.zeros(len(chunk.keys), np.int32))
+                keys += chunk.keys if shard.keyed_by_bytes else []
+                for group in source.find(shard, chunk, range(len(chunk.keys))):
+                    _write_group(source, group, lengths[-1], stream)
+                    size += sum(found.size for found in group)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(stem.with_suffix(".tokens"))
+    finally:
+        unfinished.unlink(missing_ok=True)
     every = np.concatenate(lengths)
-    np.save(_lengths(stem), every)
+    write_bytes(_lengths(stem), _npy(every))
     if shard.keyed_by_bytes:
-        np.save(_keys(stem), np.array(keys, np.int64))
+        write_bytes(_keys(stem), _npy(np.array(keys, np.int64)))
     facts = {
         "records": len(every),
         "documents": int((every > 0).sum()),
@@ -110,6 +120,19 @@ def _write_group(source: Tokenizing, group: list[Found], lengths: NDArray[np.int
     stream.write(tokens.tobytes())
 
 
+def _facts(stem: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(stem.with_suffix(".json").read_text()))
+    except ValueError as error:
+        raise DataError(f"{stem.parent}: the prepared tokens are damaged ({error}). Delete this directory.") from error
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def _lengths(stem: Path) -> Path:
     return stem.with_suffix(".lengths.npy")
 
@@ -128,14 +151,19 @@ class StoredShard:
     lengths: NDArray[np.int32]
     ends: NDArray[np.int64]
     """Of each record's tokens."""
-    keys: NDArray[np.int64]
+    keys: NDArray[np.int64] | None
+    """Of each record, where they are not its number."""
+
+    def find(self, records: NDArray[np.int64], cursor: int) -> int:
+        """Which of some records has this key."""
+        return int((records if self.keys is None else self.keys[records]).searchsorted(cursor))
 
     def records(self, part: Part) -> NDArray[np.int64]:
         """The numbers of a part's records, the same ones that its text has."""
         if not self.seekable:
             return np.arange(part.number, len(self.lengths), part.parts)
         bounds = [self.extent * number // part.parts for number in (part.number, part.number + 1)]
-        return np.arange(*self.keys.searchsorted(bounds))
+        return np.arange(*(bounds if self.keys is None else self.keys.searchsorted(bounds)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +172,8 @@ class TokenCache:
 
     directory: Path
     sources: tuple[Shard, ...]
-    opened: dict[int, StoredShard] = field(default_factory=dict, compare=False)
+    opened: WeakValueDictionary[int, StoredShard] = field(default_factory=WeakValueDictionary, compare=False)
+    """Shards that a lane is reading."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenCache, (self.directory, self.sources)  # another process maps the files itself
@@ -162,14 +191,15 @@ class TokenCache:
         """
         stored = self._stored(part.shard)
         records = stored.records(part)
-        first = 0 if cursor is None else int(stored.keys[records].searchsorted(cursor))
+        first = 0 if cursor is None else stored.find(records, cursor)
         for start in range(first, len(records), size):
             yield TokenBlock(stored, records[start : start + size])
 
     def _stored(self, index: int) -> StoredShard:
-        if index not in self.opened:
-            self.opened[index] = _open_shard(self.directory / f"{index:05d}", self.sources[index])
-        return self.opened[index]
+        stored = self.opened.get(index)
+        if stored is None:
+            stored = self.opened[index] = _open_shard(self.directory / f"{index:05d}", self.sources[index])
+        return stored
 
 
 @dataclass(frozen=True)
@@ -182,7 +212,8 @@ class TokenBlock:
     @property
     def cursor(self) -> int:
         """The key of the first record."""
-        return int(self.stored.keys[self.records[0]])
+        first = self.records[0]
+        return int(first if self.stored.keys is None else self.stored.keys[first])
 
     def __len__(self) -> int:
         return len(self.records)
@@ -204,18 +235,19 @@ class TokenBlock:
 
 def _open_shard(stem: Path, shard: Shard) -> StoredShard:
     try:
-        facts = json.loads(stem.with_suffix(".json").read_text())
+        facts = _facts(stem)
         lengths = np.load(_lengths(stem))
-        keys = np.load(_keys(stem), mmap_mode="r") if shard.keyed_by_bytes else np.arange(len(lengths))
+        keys = np.load(_keys(stem), mmap_mode="r") if shard.keyed_by_bytes else None
         tokens = np.fromfile(stem.with_suffix(".tokens"), facts["type"], 0)
         if facts["tokens"]:
             mapped = np.memmap(stem.with_suffix(".tokens"), facts["type"], "r", shape=(facts["tokens"],))
             tokens = np.asarray(mapped).view(np.ndarray)  # a plain array is sliced several times faster
-        if (len(lengths), int(lengths.clip(0).sum())) != (facts["records"], facts["tokens"]) or len(keys) != len(
-            lengths
-        ):
-            raise ValueError("its parts are not of one file")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        counted = (len(lengths), int(lengths.clip(0).sum(dtype=np.int64)), len(lengths if keys is None else keys))
+        if counted != (facts["records"], facts["tokens"], facts["records"]):
+            raise ValueError("its files are not of one shard")
+    except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError) as error:
         raise DataError(f"{stem.parent}: the prepared tokens are damaged ({error}). Delete this directory.") from error
+    except OSError as error:
+        raise DataError(f"{stem.parent}: the prepared tokens cannot be opened ({error}).") from error
     ends = np.maximum(lengths, 0).cumsum(dtype=np.int64)
     return StoredShard(shard.seekable, facts["extent"], tokens, lengths, ends, keys)

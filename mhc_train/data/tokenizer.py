@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from mhc_train.files import write_text
 Tokens = NDArray[np.unsignedinteger]
 END_OF_TEXT = "<|endoftext|>"
 TRAINING_BYTES = 10_000_000
+PARTS_A_CALL = 64
+"""What is encoded at once, however large a document is."""
 LONGEST_PART, NEAR = 100_000, 100
 """Characters that are encoded at once, and how many more are looked at for the end of a word."""
 ENDS_OF_WORDS = (re.compile(r"(?<=\S)(?= \S)"), re.compile(r"(?<=\S)(?=\s)"), re.compile(r"(?<=[^\W\d_])(?=[^\w\s])"))
@@ -39,10 +41,10 @@ class LoadedTokenizer:
         """Hash of tokenizer.json."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """Number of token ids."""
-        return int(self.tokenizer.get_vocab_size())
+        """Number of token ids: one more than the largest, since ids may have gaps."""
+        return 1 + max(self.tokenizer.get_vocab(True).values())
 
     @functools.cached_property
     def end_of_text(self) -> int:
@@ -58,16 +60,19 @@ class LoadedTokenizer:
 
     def encode(self, documents: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
         """The documents' tokens one after another, each closed by the end-of-text token, and how many each has."""
-        parts = [cut(document) for document in documents]
-        encodings = iter(self.tokenizer.encode_batch_fast(list(chain(*parts)), add_special_tokens=False))
-        tokens: list[int] = []
-        ends = []
-        for count in map(len, parts):
-            for encoding in islice(encodings, count):
-                tokens += encoding.ids
-            tokens.append(self.end_of_text)
-            ends.append(len(tokens))
-        return np.fromiter(tokens, self.token_type, len(tokens)), np.diff(ends, prepend=0)
+        parts = iter([(part, last) for document in documents for part, last in _marked(cut(document))])
+        tokens, ends, count = [np.empty(0, self.token_type)], [], 0
+        while group := list(islice(parts, PARTS_A_CALL)):
+            encodings = self.tokenizer.encode_batch_fast([part for part, _ in group], add_special_tokens=False)
+            ids: list[int] = []
+            for encoding, (_, last) in zip(encodings, group, strict=True):
+                ids += encoding.ids
+                if last:
+                    ids.append(self.end_of_text)
+                    ends.append(count + len(ids))
+            tokens.append(np.fromiter(ids, self.token_type, len(ids)))
+            count += len(ids)
+        return np.concatenate(tokens), np.array(ends, np.int64) - np.array([0, *ends[:-1]], np.int64)[: len(ends)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What load_tokenizer sets is not all in the file, so a copy for another process is made from the start.
@@ -90,6 +95,11 @@ def cut(document: str) -> list[str]:
         parts.append(document[start:end])
         start = end
     return [*parts, document[start:]]
+
+
+def _marked(parts: list[str]) -> Iterator[tuple[str, bool]]:
+    """Each part with whether it is the last."""
+    return ((part, number == len(parts)) for number, part in enumerate(parts, 1))
 
 
 def _end_of_word(document: str, start: int) -> int:
@@ -119,7 +129,7 @@ def load_tokenizer(text: str, where: str) -> LoadedTokenizer:
 def read_tokenizer(path: Path) -> LoadedTokenizer:
     """A tokenizer from a tokenizer.json file."""
     try:
-        return load_tokenizer(path.read_text(encoding="utf-8"), str(path))
+        return load_tokenizer(path.expanduser().read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.tokenizer = {path} cannot be read: {error}") from error
 

@@ -1,7 +1,6 @@
 """The fixed validation set: the same tokens for every run on the same data, none of them ever trained on."""
 
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from mhc_train.console import say
@@ -61,14 +61,14 @@ def read_held_out(
         tokenizer: what makes them.
         cache_dir: where they are kept, so that the next run need not search the text for them.
     """
-    key = json.dumps([reader.source.identity, share, wanted, tokenizer.sha256, reader.skip_unreadable])
-    path = cache_dir / "validation" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    key = json.dumps([reader.source.identity, share, wanted, tokenizer.sha256])
+    path = cache_dir / "validation" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.kept"
     found = _cached(path)
     if found is None:
         say(f"Choosing the validation set; it will be kept in {path.parent}")
         texts = (text for text in reader.texts() if share is None or held_out(text[1], share))
         found = _first(texts, wanted, tokenizer)
-        write_bytes(path, _npz(found))
+        write_bytes(path, _packed(found))
     return found
 
 
@@ -106,18 +106,18 @@ def _first(texts: Iterable[tuple[str, bytes]], wanted: int, tokenizer: LoadedTok
     return HeldOut(np.concatenate(parts), size, frozenset(digests))
 
 
-def _npz(found: HeldOut) -> bytes:
-    stream = io.BytesIO()
-    digests = np.frombuffer(b"".join(sorted(found.digests)), np.uint64)
-    np.savez_compressed(stream, tokens=found.tokens, bytes=np.int64(found.size), digests=digests)
-    return stream.getvalue()
+def _packed(found: HeldOut) -> bytes:
+    """The file's content, behind its own hash."""
+    digests = np.frombuffer(b"".join(sorted(found.digests)), np.uint8)
+    content = save({"tokens": found.tokens, "digests": digests, "size": np.array([found.size])})
+    return hashlib.sha256(content).digest() + content
 
 
 def _cached(path: Path) -> HeldOut | None:
-    """What an earlier run kept; None if there is nothing, or nothing that can be read."""
-    try:
-        with np.load(path) as arrays:
-            digests = frozenset(number.tobytes() for number in arrays["digests"])
-            return HeldOut(arrays["tokens"], int(arrays["bytes"]), digests)
-    except Exception:  # a damaged archive makes the library raise anything
+    """What an earlier run kept; None if there is nothing, or not what was written."""
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
         return None
+    arrays = load(content[32:])
+    digests = arrays["digests"].reshape(-1, 8)
+    return HeldOut(arrays["tokens"], int(arrays["size"][0]), frozenset(digest.tobytes() for digest in digests))

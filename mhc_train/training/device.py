@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mhc_train.errors import ConfigError
-from mhc_train.schema import TrainConfig
+from mhc_train.schema import DataConfig, TrainConfig
 
 MOST_WORKERS = 8
 
@@ -49,15 +49,22 @@ def choose_device(config: TrainConfig) -> Device:
     return Device(torch.device(name), dtype, f"{name} ({why}), {str(dtype).removeprefix('torch.')} ({why_dtype})")
 
 
-def loader_workers(device: Device, lanes: int) -> int:
-    """How many loader workers a training process has where `data.workers` leaves it open.
+def loader_workers(device: Device, config: DataConfig) -> int:
+    """How many loader workers the training process has: `data.workers`, or what suits the device.
 
-    A CPU's cores are all at work already; a GPU must not wait, and half of the machine's cores are enough for it.
+    A CPU's cores are all at work already; a GPU must not wait, and half of the cores are enough for it.
     """
+    if config.workers is not None:
+        return config.workers
     if device.device.type == "cpu":
         return 0
-    most = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
+    lanes, most = config.lanes, min(MOST_WORKERS, _cores() // 2)
     return max((number for number in range(1, most + 1) if lanes % number == 0), default=0)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_float64(device: Device, needed: bool) -> None:

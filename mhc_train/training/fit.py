@@ -20,9 +20,9 @@ from mhc_train.model.cost import parameters_by_part, training_flops_per_token
 from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
 from mhc_train.runs import Run, create_run, find_run
-from mhc_train.schema import Config, DataConfig
+from mhc_train.schema import Config
 from mhc_train.tracking import open_tracker
-from mhc_train.training.device import Device, check_float64, choose_device, loader_workers
+from mhc_train.training.device import Device, check_float64, choose_device
 from mhc_train.training.loop import train
 from mhc_train.training.optimizer import build_optimizer, load_optimizer_tensors
 from mhc_train.training.session import Progression, Session
@@ -35,7 +35,7 @@ SAMPLES, PROMPT_TOKENS = 3, 12
 def fit(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Train from the start in a new run directory; returns the summary that `fit --json` prints."""
     device = choose_device(config.train)
-    corpus = open_corpus(_with_workers(config.data, device))
+    corpus = open_corpus(config.data)
     config = dataclasses.replace(config, data=corpus.config)
     run = create_run(Path(config.runs_dir), config.name, to_yaml(config), overrides)
     write_text(run.tokenizer, corpus.tokenizer.json)
@@ -55,18 +55,12 @@ def resume(path: Path, config: Config, checkpoint: Checkpoint, overrides: Sequen
     _check_steps(config.train.steps, checkpoint.state["step"], done=run.status().get("status") == "done")
     # The run's own tokenizer: whatever the cache holds by now, tokens mean what they meant.
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
-    corpus = open_corpus(_with_workers(data, device))
+    corpus = open_corpus(data)
     corpus.check(checkpoint.state["data"])  # before anything of the run is changed
     run.truncate(checkpoint.state["step"])
     run.amend(to_yaml(config), overrides)
     say(f"Resuming {path} at step {checkpoint.state['step']}: weights, optimizer, data position and metrics restored.")
     return _run(config, run, corpus, checkpoint.model(), device, checkpoint)
-
-
-def _with_workers(data: DataConfig, device: Device) -> DataConfig:
-    if data.workers is not None:
-        return data
-    return dataclasses.replace(data, workers=loader_workers(device, data.lanes))
 
 
 def _check_steps(wanted: int, taken: int, done: bool) -> None:
@@ -94,7 +88,8 @@ def _run(
         _sample(session)
     except BaseException as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
-            run.set_status("stopped" if isinstance(error, Stopped) else "failed", error=str(error))
+            status = "stopped" if isinstance(error, Stopped) else "failed"
+            run.set_status(status, error=str(error), **_data_facts(session))
         raise
     finally:
         session.tracker.finish()

@@ -9,10 +9,11 @@ from torch import Tensor
 from mhc_train.data import Batches
 from mhc_train.errors import DataError, Stopped
 from mhc_train.progress import Progress
+from mhc_train.training.device import loader_workers
 from mhc_train.training.optimizer import learning_rate
 from mhc_train.training.session import Session
 from mhc_train.training.step import StepResult, take_step
-from mhc_train.training.stop import StopRequest
+from mhc_train.training.stop import StopRequest, WaitedEnough
 
 
 @dataclass
@@ -48,13 +49,14 @@ def train(session: Session, stop: StopRequest) -> None:
     config, progression = session.config, session.progression
     steps, watch = config.train.steps, Stopwatch()
     batch_size = config.train.batch_tokens // config.data.seq_len
-    batches = session.corpus.batches(batch_size, progression.data)  # its workers start now, and read meanwhile
-    if progression.step == 0:
-        begin(session)
+    # Its workers start now, and read meanwhile.
+    batches = session.corpus.batches(batch_size, progression.data, workers=loader_workers(session.device, config.data))
     with closing(batches), Progress(config.name, steps, progression.step) as progress:
+        if progression.step == 0 and not session.run.metrics.exists():
+            begin(session)
         while progression.step < steps:
             started = time.perf_counter()
-            batch = next_batch(session, batches)
+            batch = next_batch(session, batches, stop)
             received = time.perf_counter()
 
             session.model.path.anneal(progression.step / max(1, steps - 1))
@@ -86,27 +88,35 @@ def train(session: Session, stop: StopRequest) -> None:
             if last or stop or step % config.train.save_every == 0:
                 session.save(batches.state())
             if stop and not last:
-                raise Stopped(
-                    f"Stopped by {stop.signal} after step {step} of {steps}; saved. Go on with "
-                    f"`mhc-train fit --resume {session.run.path}`."
-                )
+                raise stopped(session, stop)
 
 
-def next_batch(session: Session, batches: Batches) -> Tensor:
-    """The next batch; where the text cannot be read on, what was learnt so far is saved first.
+def next_batch(session: Session, batches: Batches, stop: StopRequest) -> Tensor:
+    """The next batch; where the text cannot be read on, or must not be waited for, all that was learnt is saved.
 
     Raises:
         DataError: as `batches` has it.
+        Stopped: a signal came while it was waited for.
     """
     try:
-        return next(batches)
-    except DataError as error:
-        if session.progression.step == 0:
-            raise
+        with stop.no_longer_than_this():
+            batches.wait()
+    except (DataError, WaitedEnough) as error:
         session.save(batches.state())
+        if isinstance(error, WaitedEnough):
+            raise stopped(session, stop) from None
         raise DataError(
             f"{error} Step {session.progression.step} is saved: `mhc-train fit --resume {session.run.path}` goes on."
         ) from error
+    return next(batches)
+
+
+def stopped(session: Session, stop: StopRequest) -> Stopped:
+    """What a training ends with that is saved and to be gone on with."""
+    return Stopped(
+        f"Stopped by {stop.signal} after step {session.progression.step} of {session.config.train.steps}; saved. "
+        f"Go on with `mhc-train fit --resume {session.run.path}`."
+    )
 
 
 def begin(session: Session) -> None:

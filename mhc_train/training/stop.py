@@ -12,11 +12,16 @@ from mhc_train.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+class WaitedEnough(BaseException):
+    """Ends a wait that a stop signal came into; no handler of ordinary errors may hold it up."""
+
+
 class StopRequest:
     """Whether, and by which signal, an end was asked for."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.waiting = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -27,6 +32,21 @@ class StopRequest:
             raise Interrupted("Interrupted twice: ended without saving.")
         self.signal = signal.Signals(number).name
         say(f"{self.signal}: stopping after this step, with a checkpoint. Once more to end at once.")
+        if self.waiting:
+            raise WaitedEnough
+
+    @contextlib.contextmanager
+    def no_longer_than_this(self) -> Iterator[None]:
+        """A wait, of minutes perhaps, that a stop signal ends.
+
+        Raises:
+            WaitedEnough: it came.
+        """
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
 
 
 @contextlib.contextmanager
