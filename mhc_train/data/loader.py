@@ -189,10 +189,13 @@ def check_state(state: State | None, identity: str, lanes: int) -> None:
         return
     if state.get("version") != STATE_VERSION:
         raise DataError("the checkpoint's data position was written by another version of mhc-train: begin a new run.")
+    if len(state["lanes"]) != lanes:
+        raise DataError(
+            f"the data position holds {len(state['lanes'])} lanes of {lanes}: it needs data.lanes={state['of']}, and "
+            "the states of all ranks merged."
+        )
     if state["identity"] != identity:
         raise DataError(
             "the text or its tokenizer is not what the run was reading: files were changed, added, removed or renamed. "
             "Put them back, or begin a new run."
         )
-    if len(state["lanes"]) != lanes:
-        raise DataError(f"the data position holds {len(state['lanes'])} lanes of {lanes}: merge those of all ranks.")

@@ -312,7 +312,7 @@ def open_bytes(url: str) -> Iterator[IO[bytes]]:
     Raises:
         StoreError: it cannot be opened or, later, read.
     """
-    with _store_errors():
+    with store_errors():
         raw = _open(url)
     with raw, io.BufferedReader(_Guarded(raw), BUFFER_BYTES) as stream:
         yield stream
@@ -328,7 +328,8 @@ def _open(url: str) -> IO[bytes]:
 
 
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
+    """Turn whatever a store raises into a `StoreError` that says it."""
     try:
         yield
     except Exception as error:
@@ -348,11 +349,11 @@ class _Guarded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _store_errors():
+        with store_errors():
             return int(self.raw.readinto(buffer))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _store_errors():
+        with store_errors():
             self.raw.seek(offset, whence)
             return int(self.raw.tell())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mhc_train.console import say
 from mhc_train.data.embedded import available, prepare_embedded
-from mhc_train.data.readers import Shard, StoreError, open_bytes
+from mhc_train.data.readers import Shard, StoreError, open_bytes, store_errors
 from mhc_train.data.retry import Retry
 from mhc_train.errors import DataError
 from mhc_train.schema import DataConfig
@@ -101,9 +101,10 @@ def content_identity(url: str) -> str:
 
     if "://" not in url:
         return _sampled(url)
-    filesystem, path = url_to_fs(url)
-    filesystem.invalidate_cache(path.rpartition("/")[0])  # a store may answer from its listing of long ago
-    return _tagged(filesystem.info(path))
+    with store_errors():
+        filesystem, path = url_to_fs(url)
+        filesystem.invalidate_cache(path.rpartition("/")[0])  # a store may answer from its listing of long ago
+        return _tagged(filesystem.info(path))
 
 
 def _tagged(facts: dict[str, Any]) -> str:

@@ -101,10 +101,13 @@ def next_batch(session: Session, batches: Batches, stop: StopRequest) -> Tensor:
     try:
         with stop.no_longer_than_this():
             batches.wait()
-    except (DataError, WaitedEnough) as error:
+    except WaitedEnough:
         session.save(batches.state())
-        if isinstance(error, WaitedEnough):
-            raise stopped(session, stop) from None
+        raise stopped(session, stop) from None
+    except DataError as error:
+        if session.progression.step == 0:
+            raise
+        session.save(batches.state())
         raise DataError(
             f"{error} Step {session.progression.step} is saved: `mhc-train fit --resume {session.run.path}` goes on."
         ) from error

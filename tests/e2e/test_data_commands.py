@@ -1,12 +1,19 @@
 """`mhc-train data` as a user types it, and what training makes of prepared tokens, workers and mixtures."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import overrides, run_command, write_corpus
 
+from mhc_train.data import Batches
 from mhc_train.files import read_json_lines
 
 TIMINGS = ("tokens_per_second", "data_wait")
@@ -72,6 +79,39 @@ def test_moved_text_is_read_on_and_other_text_is_not(
     moved.write_text(moved.read_text().replace("strean", "stream", 1))
     assert run_command(monkeypatch, *again) == 0
     assert fingerprint(run) == fingerprint(straight)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_signal_while_data_is_waited_for_saves_and_stops(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = fitted(monkeypatch, tmp_path)
+    wait = Batches.wait
+
+    def waiting_for_ever(self: Batches) -> None:
+        if self.following == step * 8:  # sequences a step
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait()
+        wait(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "wait", waiting_for_ever)
+        assert run_command(patch, "fit", *overrides(tmp_path)) == 75
+    (run,) = set((tmp_path / "runs").glob("*")) - {straight}
+    assert run_command(monkeypatch, "fit", "--resume", str(run)) == 0
+    assert fingerprint(run) == fingerprint(straight) and learnt(run) == learnt(straight)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="it looks for the workers in /proc")
+def test_a_signal_to_all_processes_reaches_no_worker_not_even_one_that_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mhc_train", "fit", *overrides(tmp_path), "data.workers=2", "train.steps=100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 3:  # what tracks their resources, and the workers, who import now
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75 and "Traceback" not in said
 
 
 def test_prepare_does_not_do_again_what_is_done(

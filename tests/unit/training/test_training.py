@@ -13,7 +13,7 @@ from mhc_train.errors import CheckpointError, ConfigError, NumericsError
 from mhc_train.files import append_json_line, read_json_lines
 from mhc_train.model import Transformer
 from mhc_train.model.cost import estimate_memory, training_flops_per_token
-from mhc_train.schema import Config, ConnectionConfig, ModelConfig, OptimConfig, TrainConfig
+from mhc_train.schema import Config, ConnectionConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mhc_train.tracking import Tracker
 from mhc_train.training.device import Device, check_float64, choose_device, loader_workers
 from mhc_train.training.optimizer import build_optimizer, decays, learning_rate, optimizer_tensors
@@ -181,5 +181,7 @@ def test_cost_counts_what_a_forward_keeps_and_the_products_it_makes() -> None:
 def test_a_gpu_gets_as_many_loader_workers_as_cores_and_lanes_allow(
     kind: str, cores: int, lanes: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert loader_workers(Device(torch.device(kind), torch.float32, ""), lanes) == workers
+    monkeypatch.setattr("mhc_train.training.device._cores", lambda: cores)
+    device = Device(torch.device(kind), torch.float32, "")
+    assert loader_workers(device, DataConfig(lanes=lanes)) == workers
+    assert loader_workers(device, DataConfig(lanes=lanes, workers=2)) == 2
