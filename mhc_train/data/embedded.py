@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mhc_train.console import say
 from mhc_train.errors import DataError
-from mhc_train.files import sha256_file, storage_errors, write_json
+from mhc_train.files import only_one, sha256_file, storage_errors, write_json
 
 SHARDS, ROWS_A_GROUP = 4, 128
 """Small row groups, since every lane reads only its part of a shard."""
@@ -31,10 +31,13 @@ def prepare_embedded(name: str, cache_dir: Path) -> Path:
         StorageError: `cache_dir` cannot be written.
     """
     directory = cache_dir / "corpora" / name
-    if not (directory / "manifest.json").exists():
-        documents = list(CORPORA[name]())
-        _write_shards(directory, documents)
-        say(f"Prepared the embedded corpus {name}: {len(documents)} documents in {directory}")
+    manifest = directory / "manifest.json"
+    if not manifest.exists():
+        with only_one(directory):
+            if not manifest.exists():
+                documents = list(CORPORA[name]())
+                _write_shards(directory, documents)
+                say(f"Prepared the embedded corpus {name}: {len(documents)} documents in {directory}")
     return directory
 
 

@@ -8,6 +8,7 @@ from mhc_train.console import say
 from mhc_train.data.corpus import open_corpus
 from mhc_train.data.text_reader import Tokenizing
 from mhc_train.data.token_cache import cache_directory, write_cache
+from mhc_train.files import only_one
 from mhc_train.progress import Progress
 from mhc_train.schema import DataConfig
 
@@ -44,6 +45,7 @@ def _write(source: Tokenizing, cache_dir: Path) -> dict[str, Any]:
             rate = tokens / max(1e-9, time.monotonic() - started)
             progress.update(files, f"{documents:,} documents · {tokens:,} tokens · {rate:,.0f} tokens/s")
 
-        manifest = write_cache(source, directory, advance)
+        with only_one(directory):
+            manifest = write_cache(source, directory, advance)
     say(f"{manifest['tokens']:,} tokens of {manifest['documents']:,} documents in {directory}")
     return {"directory": str(directory), **manifest}

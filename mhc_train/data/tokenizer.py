@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mhc_train.console import say
 from mhc_train.errors import DataError
-from mhc_train.files import write_text
+from mhc_train.files import only_one, write_text
 
 Tokens = NDArray[np.unsignedinteger]
 END_OF_TEXT = "<|endoftext|>"
@@ -146,8 +146,10 @@ def trained_tokenizer(documents: Iterable[str], vocab_size: int, identity: Any, 
     key = hashlib.sha256(json.dumps([identity, vocab_size, TRAINING_BYTES], sort_keys=True).encode()).hexdigest()
     path = cache_dir / "tokenizers" / f"{key[:16]}.json"
     if not path.exists():
-        say(f"Training a tokenizer of {vocab_size} ids; it will be kept in {path.parent}")
-        write_text(path, _train(documents, vocab_size).to_str())
+        with only_one(path):
+            if not path.exists():
+                say(f"Training a tokenizer of {vocab_size} ids; it will be kept in {path.parent}")
+                write_text(path, _train(documents, vocab_size).to_str())
     return read_tokenizer(path)
 
 

@@ -19,7 +19,7 @@ from mhc_train.data.holdout import digest, held_out
 from mhc_train.data.text_reader import DOCUMENTS_A_CALL, TextReader
 from mhc_train.data.tokenizer import LoadedTokenizer, Tokens
 from mhc_train.errors import DataError
-from mhc_train.files import write_bytes
+from mhc_train.files import only_one, write_bytes
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,16 @@ def read_held_out(
     path = cache_dir / "validation" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.kept"
     found = _cached(path)
     if found is None:
-        say(f"Choosing the validation set; it will be kept in {path.parent}")
-        texts = (text for text in reader.texts() if share is None or held_out(text[1], share))
-        found = _first(texts, wanted, tokenizer)
-        write_bytes(path, _packed(found))
+        with only_one(path):
+            found = _cached(path) or _choose(reader, share, wanted, tokenizer, path)
+    return found
+
+
+def _choose(reader: TextReader, share: float | None, wanted: int, tokenizer: LoadedTokenizer, path: Path) -> HeldOut:
+    say(f"Choosing the validation set; it will be kept in {path.parent}")
+    texts = (text for text in reader.texts() if share is None or held_out(text[1], share))
+    found = _first(texts, wanted, tokenizer)
+    write_bytes(path, _packed(found))
     return found
 
 
