@@ -9,7 +9,9 @@ import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
+from weakref import finalize
 
 from mhc_train.errors import DataError, MhcTrainError
 
@@ -23,7 +25,8 @@ class Workers(Generic[Item]):
 
     def __init__(self, make: Make[Item], count: int) -> None:
         context = get_context("spawn")
-        self.processes, self.receivers = [], []
+        self.processes: list[SpawnProcess] = []
+        self.receivers: list[Connection] = []
         with _without_signals():
             for number in range(count):
                 receiver, sender = context.Pipe(duplex=False)
@@ -32,6 +35,9 @@ class Workers(Generic[Item]):
                 sender.close()
                 self.processes.append(process)
                 self.receivers.append(receiver)
+        # Also when nobody closes them: at the program's end their SIGTERM would not reach them, and it would wait.
+        self.close = finalize(self, _kill, self.processes)
+        """End the processes, whatever they are at."""
 
     def take(self) -> list[Item]:
         """The next item of every worker, in the order of their numbers.
@@ -41,12 +47,6 @@ class Workers(Generic[Item]):
             DataError: a worker is gone.
         """
         return [self._from(number) for number in range(len(self.processes))]
-
-    def close(self) -> None:
-        """End the processes, whatever they are at."""
-        for process in self.processes:
-            process.kill()
-            process.join()
 
     def _from(self, number: int) -> Item:
         process, receiver = self.processes[number], self.receivers[number]
@@ -65,6 +65,12 @@ class Workers(Generic[Item]):
             raise item
         result: Item = item
         return result
+
+
+def _kill(processes: list[SpawnProcess]) -> None:
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def _serve(make: Make[Any], number: int, count: int, sender: Connection) -> None:
