@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-COMMIT = "c0ffee" * 6 + "beef"
+COMMIT, NEWER = "c0ffee" * 6 + "beef", "decade" * 6 + "cafe"
 STATUS = {"429": 429, "502": 502, "503": 503}
-API = re.compile(
-    r"/api/datasets/(?P<name>[^/]+/[^/]+)(/(?P<kind>revision|tree|paths-info)/(?P<revision>[^/]+))?/?(?P<under>.*)"
-)
+API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+)(/(?P<kind>revision|tree)/(?P<revision>[^/]+))?/?(?P<under>.*)")
 RESOLVE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -28,9 +26,20 @@ class Repository:
     """A data set, and what becomes of its requests."""
 
     files: dict[str, bytes]
+    newer: dict[str, bytes] | None = None
+    """What was committed after `files`."""
     fault: Callable[[str], str | None] = lambda request: None
     """Gets "METHOD path"; returns 429, 502, 503, late (no answer in time), cut (in the middle of the body) or None."""
     requests: list[str] = field(default_factory=list)
+
+    @property
+    def commit(self) -> str:
+        return COMMIT if self.newer is None else NEWER
+
+    def files_at(self, revision: str | None) -> dict[str, bytes] | None:
+        if revision in (None, "main"):
+            revision = self.commit
+        return {COMMIT: self.files, NEWER: self.newer}.get(revision)
 
 
 def in_a_row(pattern: str, *kinds: str | None) -> Callable[[str], str | None]:
@@ -68,11 +77,11 @@ def serving() -> Iterator[Hub]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Hub
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         found = API.fullmatch(path) or RESOLVE.fullmatch(path)
         if not found or found["name"] not in self.server.repositories:
             self.answer(401, b"", {"X-Error-Message": "Invalid username or password."})
@@ -86,31 +95,33 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.recv(1)  # until the client has had enough
             self.close_connection = True
         elif fault in STATUS:
-            self.answer(STATUS[fault], b"not now", {"Retry-After": "0"} if fault == "429" else {})
+            self.answer(STATUS[fault], b"not now", {"Retry-After": "7"} if fault == "429" else {})
         else:
             self.serve(repository, found.groupdict(), fault == "cut")
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    do_HEAD = do_GET  # noqa: N815
 
     def serve(self, repository: Repository, asked: dict[str, Any], cut: bool) -> None:
-        if asked["revision"] not in (None, "main", COMMIT):
+        files = repository.files_at(asked["revision"])
+        commit = asked["revision"] if asked["revision"] in (COMMIT, NEWER) else repository.commit
+        if files is None:
             self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif "file" in asked:
-            self.send_file(repository.files.get(asked["file"]), cut)
-        elif asked.get("kind") in (None, "revision"):
-            siblings = [{"rfilename": name} for name in repository.files]
-            self.send_json({"id": asked["name"], "sha": COMMIT, "private": False, "siblings": siblings}, cut)
+            self.send_file(files.get(asked["file"]), commit, cut)
+        elif asked["kind"] == "tree":
+            self.send_json(list(entries(files, asked["under"])), cut)
         else:
-            self.send_json(list(entries(repository.files, asked["under"])), cut)
+            siblings = [{"rfilename": name} for name in files]
+            self.send_json({"id": asked["name"], "sha": commit, "private": False, "siblings": siblings}, cut)
 
     def send_json(self, document: Any, cut: bool) -> None:
         self.answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"}, cut)
 
-    def send_file(self, content: bytes | None, cut: bool) -> None:
+    def send_file(self, content: bytes | None, commit: str, cut: bool) -> None:
         if content is None:
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return
-        headers = {"ETag": f'"{tag(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{tag(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if wanted is None:
             self.answer(200, content, headers, cut)

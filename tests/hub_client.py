@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 pauses: list[float] = []
@@ -30,12 +31,18 @@ def read(config: dict[str, Any], batches: int) -> dict[str, Any]:
 def command(arguments: list[str]) -> dict[str, Any]:
     from mhc_train.cli.app import main
 
-    sys.argv = ["mhc-train", *arguments]
+    sys.argv = ["mhc-train", *map(found, arguments)]
     try:
         main()
     except SystemExit as end:
         return {"code": int(end.code or 0)}
     return {"code": 0}
+
+
+def found(argument: str) -> str:
+    """An argument as it is, or the only thing in the directory that it ends with a star after."""
+    directory, star, _ = argument.rpartition("/*")
+    return str(next(Path(directory).iterdir())) if star else argument
 
 
 def done(job: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +58,7 @@ def done(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     from huggingface_hub import constants
 
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.5  # what comes later is late
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = 0.5  # what comes later is late
     print(json.dumps([done(job) for job in json.load(sys.stdin)]))
 
 
