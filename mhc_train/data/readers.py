@@ -18,7 +18,7 @@ Keyed = Iterator[tuple[int, Record]]
 BLANK = (b"\n", b"\r\n")
 BUFFER_BYTES = 1 << 20
 DECOMPRESSED_BYTES = 1 << 14
-"""What is decompressed at once, and so the most that is lost before a file's break."""
+"""What is decompressed at once; some of what stands before a file's break is lost with it."""
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 

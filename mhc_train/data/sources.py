@@ -166,8 +166,10 @@ def _remote_files(pattern: str) -> dict[str, str]:
     try:
         filesystem, path = FIRST_CONTACT.call(lambda: url_to_fs(pattern), pattern)
         found = FIRST_CONTACT.call(lambda: dict(_listed(filesystem, path)), pattern)
-    except (ImportError, ValueError, OSError) as error:
-        raise DataError(f"data.path = {pattern} cannot be read: {error}.") from error
+    except DataError:
+        raise
+    except Exception as error:  # each store has errors of its own
+        raise DataError(f"data.path = {pattern} cannot be read: {type(error).__name__}: {error}.") from error
     if not found:
         raise DataError(f"data.path = {pattern}: no such file.")
     return {filesystem.unstrip_protocol(name): _tagged(facts) for name, facts in found.items()}

@@ -25,7 +25,11 @@ PARTS_A_CALL = 64
 """What is encoded at once, however large a document is."""
 LONGEST_PART, NEAR = 100_000, 100
 """Characters that are encoded at once, and how many more are looked at for the end of a word."""
-ENDS_OF_WORDS = (re.compile(r"(?<=\S)(?= \S)"), re.compile(r"(?<=\S)(?=\s)"), re.compile(r"(?<=[^\W\d_])(?=[^\w\s])"))
+ENDS_OF_WORDS = (
+    re.compile(r"(?<=\S)(?= \S)"),
+    re.compile(r"(?<=\S)(?=[ \t\n\r\f\v])"),
+    re.compile(r"(?<=[^\W\d_])(?=[^\w\s])"),
+)
 """Before a space and a word, before other white space, between a letter and a sign; the first that is found."""
 
 

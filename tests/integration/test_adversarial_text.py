@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from text_files import COMPRESS as EVERY_COMPRESS
-from text_files import some_documents
+from text_files import COMPRESS, some_documents
 from tiny import TINY, run_command
 
 from mhc_train.data import State, loader, open_corpus, skipped_documents
@@ -29,7 +28,6 @@ from mhc_train.errors import DataError
 from mhc_train.schema import DataConfig
 
 HOLDOUT = 0.2
-COMPRESS = {suffix: EVERY_COMPRESS[suffix] for suffix in (".gz", ".bz2", ".zst")}
 Write = Callable[..., DataConfig]
 Files = dict[str, bytes]
 

@@ -28,6 +28,7 @@ PLAN = Plan((Memory((((1, 2, 3), (4,), None, (5, 6)),)),), (1.0,), 6, 0, 2, 2, n
         (5, 2, 0, ["a batch of 5 sequences cannot be shared by 2 processes; change train.batch_tokens."]),
         (6, 2, 2, ["data.workers = 2: must divide the 3 lanes of a process."]),
         (5, 4, 0, ["data.lanes = 6", "a batch of 5"]),
+        (0, 2, 0, ["a batch of 0"]),
     ],
 )
 def test_numbers_that_do_not_divide_are_all_named(size: int, world: int, workers: int, problems: list[str]) -> None:
@@ -76,6 +77,9 @@ def test_a_ranks_own_state_is_not_enough_and_those_of_different_steps_do_not_mer
     next(ranks[0])
     with pytest.raises(ValueError, match="different steps"):
         merged([rank.state() for rank in ranks])
+    for states in ([ranks[0].state()], [ranks[1].state()] * 2):
+        with pytest.raises(ValueError, match="each of 6 lanes once"):
+            merged(states)
     with pytest.raises(DataError, match="holds 3 lanes of 6.*merged"):
         Batches(PLAN, "text", 6, ranks[0].state())
 
@@ -138,6 +142,10 @@ def test_what_a_worker_cannot_read_is_the_same_error_here(tmp_path: Path, tokeni
             for _ in range(200):
                 next(batches)
         told.append((str(caught.value), batches.following))
+        state = batches.state()
+        with pytest.raises(DataError, match="has changed since"):
+            next(batches)
+        assert batches.state() == state
         batches.close()
     assert told[0] == told[1] and "has changed since the run began" in told[0][0] and told[0][1] > 0
     assert multiprocessing.active_children() == []
