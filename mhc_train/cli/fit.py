@@ -24,7 +24,8 @@ def fit(
         typer.Option(
             "--resume",
             help="Go on from a run directory's newest checkpoint, or from one of its checkpoints/step-*. "
-            "Overrides may then change only how long and how often, the device and the tracker.",
+            "Overrides may then change only how long and how often, where the text lies and how it is read, the device "
+            "and the tracker.",
             show_default=False,
         ),
     ] = None,

@@ -1,6 +1,5 @@
 """What a training does to its text, done once before: corpus, tokenizer and validation set, and all tokens if asked."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,10 @@ def prepare(config: DataConfig, tokens: bool) -> dict[str, Any]:
 def _write(source: Tokenizing, cache_dir: Path) -> dict[str, Any]:
     """Write one source's tokens, with a progress bar over its files."""
     directory = cache_directory(source, cache_dir)
-    started = time.monotonic()
     with Progress("tokens", source.shards, unit="file") as progress:
 
         def advance(files: int, documents: int, tokens: int) -> None:
-            rate = tokens / max(1e-9, time.monotonic() - started)
-            progress.update(files, f"{documents:,} documents · {tokens:,} tokens · {rate:,.0f} tokens/s")
+            progress.update(files, f"{documents:,} documents · {tokens:,} tokens")
 
         with only_one(directory):
             manifest = write_cache(source, directory, advance)

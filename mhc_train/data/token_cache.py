@@ -55,6 +55,8 @@ def write_cache(source: Tokenizing, directory: Path, advance: Advance) -> dict[s
         DataError: a shard is broken, which only live reading can pass over.
         StorageError: the directory cannot be written.
     """
+    for leftover in directory.glob(".*.tokens"):  # of a call that was killed
+        leftover.unlink()
     totals = dict.fromkeys(("records", "documents", "unreadable", "tokens", "bytes"), 0)
     for index, shard in enumerate(source.reader.source.shards):
         stem = directory / f"{index:05d}"

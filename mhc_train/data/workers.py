@@ -3,6 +3,7 @@
 They are spawned, since a fork would copy the locks of whatever threads a network or tokenizer library has.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -38,6 +39,7 @@ class Workers(Generic[Item]):
         # Also when nobody closes them: at the program's end their SIGTERM would not reach them, and it would wait.
         self.close = finalize(self, _kill, self.processes)
         """End the processes, whatever they are at."""
+        atexit.register(self.close)  # last registered, so before multiprocessing waits for them
 
     def take(self) -> list[Item]:
         """The next item of every worker, in the order of their numbers.

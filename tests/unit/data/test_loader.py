@@ -210,10 +210,7 @@ def test_workers_heed_no_stop_signal_and_a_killed_one_is_an_error_that_says_so_n
 FINALIZE = "import weakref\nweakref.finalize(weakref.WeakSet(), bool)\n"
 
 
-@pytest.mark.parametrize(
-    "before",
-    ["", pytest.param(FINALIZE, marks=pytest.mark.xfail(run=False, reason="then finalisers come after the hang"))],
-)
+@pytest.mark.parametrize("before", ["", FINALIZE])
 def test_a_process_ends_though_its_workers_were_not_closed(before: str, tmp_path: Path) -> None:
     _, done = run(tmp_path, "raise KeyError", before)
     assert "KeyError" in done.stderr
