@@ -26,7 +26,7 @@ from mhc_train.training.device import Device, check_float64, choose_device
 from mhc_train.training.loop import train
 from mhc_train.training.optimizer import build_optimizer, load_optimizer_tensors
 from mhc_train.training.session import Progression, Session
-from mhc_train.training.stop import stop_on_signals
+from mhc_train.training.stop import StopRequest, stop_on_signals
 
 SCHEMA_VERSION = 1
 SAMPLES, PROMPT_TOKENS = 3, 12
@@ -78,21 +78,12 @@ def _run(
     facts = _facts(config, corpus, model, device)
     if checkpoint is not None:
         del facts["backbone_fingerprint"]  # of the weights at the start, which the status has
-    run.set_status("running", **facts)
-    say(f"Run {run.path}")
-    say(f"Device {device.reason}")
-    session = _session(config, run, corpus, model, device, checkpoint)
-    try:
-        with stop_on_signals() as stop:
-            train(session, stop)
-        _sample(session)
-    except BaseException as error:
-        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
-            status = "stopped" if isinstance(error, Stopped) else "failed"
-            run.set_status(status, error=str(error), **_data_facts(session))
-        raise
-    finally:
-        session.tracker.finish()
+    with stop_on_signals() as stop:  # from here on there is a run, which a signal must not leave as it is
+        run.set_status("running", **facts)
+        say(f"Run {run.path}")
+        say(f"Device {device.reason}")
+        session = _session(config, run, corpus, model, device, checkpoint)
+        _train(session, stop)
     memory, counted = device.peak_memory()
     run.set_status(
         "done",
@@ -103,6 +94,20 @@ def _run(
         **_data_facts(session),
     )
     return summary(run)
+
+
+def _train(session: Session, stop: StopRequest) -> None:
+    """Train and sample; however it ends, the run's status says it."""
+    try:
+        train(session, stop)
+        _sample(session)
+    except BaseException as error:
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
+            status = "stopped" if isinstance(error, Stopped) else "failed"
+            session.run.set_status(status, error=str(error), **_data_facts(session))
+        raise
+    finally:
+        session.tracker.finish()
 
 
 def _facts(config: Config, corpus: Corpus, model: Transformer, device: Device) -> dict[str, Any]:
