@@ -155,8 +155,10 @@ PROGRAM = """
 import json, multiprocessing, os, signal, sys
 import numpy as np
 from streams import Memory
-from mhc_train.data import Batches
+from mhc_train.data import Batches, loader
 from mhc_train.data.lanes import Plan
+
+loader.LEAST_TOKENS = 2  # so that workers are not long ahead
 
 
 def tell(*facts):
@@ -174,7 +176,7 @@ KILL = """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         for child in children:
             os.kill(child.pid, number)
-    for _ in range(500):
+    for _ in range(2000):
         next(batches)
     tell([child.is_alive() for child in children])
     os.kill(children[0].pid, signal.SIGKILL)

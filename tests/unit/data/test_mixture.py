@@ -102,20 +102,23 @@ def test_a_tokenizer_is_trained_on_every_source_by_its_share(
     assert not any(held_out(text.encode(), 0.2) for text in seen)
 
 
-def test_what_one_source_validates_on_no_other_trains_on(tmp_path: Path, tokenizer_file: str) -> None:
-    shared = some_documents(20)
-    one = write_files(tmp_path / "one", "hub of parquet", [some_documents(20, seed=1)])
-    write_files(tmp_path / "split", "parquet", [shared])
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_what_one_source_validates_on_no_other_trains_on(
+    names: tuple[str, str], tmp_path: Path, tokenizer_file: str
+) -> None:
+    split, hashed = some_documents(20), some_documents(20, seed=2)
+    one = write_files(tmp_path / "one", "hub of parquet", [some_documents(20, seed=1) + hashed])
+    write_files(tmp_path / "split", "parquet", [split])
     (tmp_path / "split" / "00.parquet").rename(tmp_path / "one" / "validation-00000.parquet")
-    two = write_files(tmp_path / "two", "jsonl", [shared + some_documents(20, seed=2)])
+    two = write_files(tmp_path / "two", "jsonl", [split + hashed])
     mixture = {
-        "one": {"weight": 1, "source": "hub", "path": one.path, "validation_split": "validation"},
-        "two": {"weight": 1, "source": "json", "path": two.path},
+        names[0]: {"weight": 1, "source": "hub", "path": one.path, "validation_split": "validation"},
+        names[1]: {"weight": 1, "source": "json", "path": two.path},
     }
-    config = small_config(two, tokenizer_file, tmp_path, source="mixture", mixture=mixture, validation_tokens=2000)
-    corpus = open_corpus(config)
-    held = {text.encode() for text in shared}
-    assert not any(document in text.training for document in held for text in corpus.texts)
+    config = small_config(two, tokenizer_file, tmp_path, source="mixture", mixture=mixture, validation_tokens=4000)
+    texts = open_corpus(config).texts
+    held = [text.encode() for text in (*split, *hashed) if text in split or held_out(text.encode(), 0.2)]
+    assert len(held) > 20 and not any(document in text.training for document in held for text in texts)
 
 
 def test_settling_touches_every_source_and_keeps_what_it_says() -> None:
@@ -132,6 +135,7 @@ def test_settling_touches_every_source_and_keeps_what_it_says() -> None:
     done = settled(config, lambda each: dataclasses.replace(each, revision=f"commit of {each.path}"))
     assert done.mixture == {name: each | {"revision": f"commit of {each['path']}"} for name, each in own.items()}
     assert settled(done, lambda each: each) == done and components(done)[0].config.revision == "commit of x/y"
+    assert settled(config, lambda each: dataclasses.replace(each, path="wiki")).mixture["x"]["path"] == "wiki"
     single = DataConfig(source="json", path="p")
     assert settled(single, lambda each: dataclasses.replace(each, path="q")).path == "q"
     assert [(part.config, part.share) for part in components(single)] == [(single, 1.0)]

@@ -1,5 +1,6 @@
 """Reading: the parts of a shard share no record and miss none, in every format, and any chunk can be begun at again."""
 
+import io
 import lzma
 import random
 import re
@@ -91,14 +92,24 @@ def test_only_the_row_groups_and_the_column_that_are_wanted_are_read(tmp_path: P
     table = pa.table({"other": blob, "text": [f"{number}" * 9000 for number in range(8)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1, use_dictionary=False, compression="none")
     path = tmp_path / "a.parquet"
-    (start,) = (pq.ParquetFile(path).metadata.row_group(5).column(column).data_page_offset for column in (1,))
-    content = bytearray(path.read_bytes())
-    content[start : start + 4] = b"\xff" * 4  # whoever reads row 5 notices
-    path.write_bytes(content)
-    shard = Shard(str(path), "parquet", "")
-    assert len(chunks(shard, Part(0, 0, 2))[0].records) == 4
-    with pytest.raises(BrokenShardError):
-        chunks(shard, Part(0, 1, 2))
+    content, shard = path.read_bytes(), Shard(str(path), "parquet", "")
+    for broken, part in ((4, Part(0, 0, 2)), (3, Part(0, 1, 2))):
+        start = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(broken).column(1).data_page_offset
+        # Whoever reads that row notices.
+        path.write_bytes(content[:start] + b"\xff" * 4 + content[start + 4 :])
+        assert len(chunks(shard, part)[0].records) == 4
+        with pytest.raises(BrokenShardError):
+            chunks(shard, Part(0, 1 - part.number, 2))
+
+
+def test_bytes_that_are_no_text_are_that_records_alone(tmp_path: Path) -> None:
+    column = pa.array([b"a", b"\xff", b"b"]).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    shard = Shard(str(tmp_path / "a.parquet"), "parquet", "")
+    (chunk,) = chunks(shard, Part(0))
+    assert [text_of(shard, chunk.records[number])[0] for number in (0, 2)] == ["a", "b"]
+    with pytest.raises(BadDocumentError, match="invalid UTF-8"):
+        text_of(shard, chunk.records[1])
 
 
 lines = st.lists(st.sampled_from([b"a", b"{}", "é🙂".encode(), b" ", b"\n", b"\n", b"\r\n", b"\r"]), max_size=25).map(

@@ -1,6 +1,8 @@
 """The tokenizer: any text round-trips, long documents are cut without a trace, and a copy behaves as the first."""
 
 import pickle
+import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +16,45 @@ from mhc_train.data.tokenizer import END_OF_TEXT, LoadedTokenizer, cut, first_by
 from mhc_train.errors import DataError
 
 HOSTILE = f"a{END_OF_TEXT}b \x00 ünï 漢字 🙂\r\n\t"
+UNITS = (
+    "stream", "'s", " don't", "12", "é", "漢字", "🙂", "...", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\x1c", "\x0b",
+    "\x85", "\xa0", "\u2003", "\u200b", "\u2028", "\u180e", "\ufeff", "\u3000", "e\u0301", "²", ",", "_", "-", '"',
+)  # fmt: skip
 odd_text = st.lists(
-    st.one_of(
-        st.sampled_from(
-            ["stream", "'s", " don't", "12", "é", "漢字", "🙂", "...", " ", "  ", "\n", "\t", "\r\n", "\x1c"]
-        ),
-        st.sampled_from(["\xa0", "\u2003", "\u200b", "\u0085", "\u2028", "\u180e", "\ufeff", "\u3000", "e\u0301", "²"]),
-        st.characters(exclude_categories=["Cs"]),
-    ),
-    max_size=6,
-).map("".join)
-with_tokenizer = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+    st.one_of(st.sampled_from(UNITS), st.characters(exclude_categories=["Cs"])), max_size=6
+).map("".join)  # fmt: skip
+with_tokenizer = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+
+
+@pytest.fixture(scope="module")
+def joining(tmp_path_factory: pytest.TempPathFactory) -> LoadedTokenizer:
+    """A tokenizer that joins whatever it may: runs of white space, signs and characters of all kinds."""
+    draw = random.Random(0)
+    documents = ["".join(draw.choices(UNITS, k=9)) + 3 * draw.choice(UNITS) for _ in range(3000)]
+    return trained_tokenizer(documents, 3000, "joining", tmp_path_factory.mktemp("joining"))
 
 
 @with_tokenizer
 @given(st.lists(odd_text, max_size=9).map(" end".join), st.integers(1, 12))
-def test_parts_of_a_document_make_the_tokens_of_the_whole(tokenizer: LoadedTokenizer, text: str, longest: int) -> None:
+def test_parts_of_a_document_make_the_tokens_of_the_whole(joining: LoadedTokenizer, text: str, longest: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LONGEST_PART", longest)
         patch.setattr(module, "NEAR", 60)  # there is a word in so many
-        tokens, lengths = tokenizer.encode([text, text])
-    plain = [*tokenizer.tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.end_of_text]
+        tokens, lengths = joining.encode([text, text])
+    plain = [*joining.tokenizer.encode(text, add_special_tokens=False).ids, joining.end_of_text]
     assert tokens.tolist() == plain * 2 and lengths.tolist() == [len(plain)] * 2
-    assert tokenizer.decode(plain) == text
+    assert joining.decode(plain) == text
+
+
+@pytest.mark.parametrize("pattern", module.ENDS_OF_WORDS)
+def test_wherever_a_word_is_said_to_end_no_token_goes_on(pattern: re.Pattern, joining: LoadedTokenizer) -> None:
+    draw = random.Random(1)
+    for text in ("".join(draw.choices(UNITS, k=40)) for _ in range(150)):
+        whole = joining.tokenizer.encode(text, add_special_tokens=False).ids
+        for match in pattern.finditer(text):
+            parts = (text[: match.start()], text[match.start() :])
+            ids = [joining.tokenizer.encode(part, add_special_tokens=False).ids for part in parts]
+            assert ids[0] + ids[1] == whole, parts
 
 
 @given(odd_text, st.integers(1, 30), st.integers(1, 9))

@@ -52,14 +52,26 @@ def test_it_is_the_first_held_out_documents_in_stored_order(files: Files, open_w
     assert corpus.validation.blocks[:, 1:].flatten().tolist() == tokens[1:257]
 
 
-def test_bytes_a_token_are_of_whole_documents(files: Files, open_with: Open) -> None:
-    corpus = open_with()
-    kept = [text for text in files.texts if text and held_out(text.encode(), 0.2)]
+@pytest.mark.parametrize("wanted", [256, 6000])
+def test_bytes_a_token_are_of_whole_documents(wanted: int, tmp_path: Path, tokenizer_file: str) -> None:
+    files = write_files(tmp_path / "text", "jsonl", [some_documents(300)])
+    config = small_config(files, tokenizer_file, tmp_path, holdout=0.9, validation_tokens=wanted)
+    corpus = open_corpus(config)
+    kept = [text for text in files.texts if text and held_out(text.encode(), 0.9)]
     lengths = [len(corpus.tokenizer.encode([text])[0]) for text in kept]
-    number = next(number for number in range(len(kept)) if sum(lengths[:number]) > 256)
+    number = next(number for number in range(len(kept)) if sum(lengths[:number]) > wanted)
+    assert (number > 128) == (wanted == 6000)
     size = sum(len(text.encode()) for text in kept[:number])
     assert corpus.validation.bytes_per_token == size / sum(lengths[:number])
     assert corpus.validation.bits_per_byte(corpus.validation.bytes_per_token * math.log(256)) == pytest.approx(8)
+
+
+def test_the_last_token_asked_for_has_its_target_even_where_a_document_ends_there(
+    files: Files, open_with: Open, tokenizer: LoadedTokenizer
+) -> None:
+    kept = [text for text in files.texts if text and held_out(text.encode(), 0.2)]
+    lengths = tokenizer.encode(kept)[1].cumsum()
+    assert len(open_with(seq_len=1, validation_tokens=int(lengths[2])).validation.blocks) == lengths[2]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +83,9 @@ def test_nothing_of_the_order_changes_it(changes: dict[str, Any], open_with: Ope
 
 
 @pytest.mark.parametrize("changes", [{"holdout": 0.6}, {"validation_tokens": 128}, {"seq_len": 7}])
-def test_what_is_asked_of_it_does(changes: dict[str, Any], open_with: Open) -> None:
+def test_what_is_asked_of_it_does(changes: dict[str, Any], open_with: Open, tmp_path: Path) -> None:
     assert open_with(**changes).validation.sha256 != open_with().validation.sha256
+    assert open_with(cache_dir=str(tmp_path / "fresh")).validation.sha256 == open_with().validation.sha256
 
 
 def test_all_held_out_tokens_are_taken_where_fewer_are_there_than_asked_for(files: Files, open_with: Open) -> None:
