@@ -26,7 +26,7 @@ from mhc_train.data.sources import Source, check_unchanged
 from mhc_train.data.tokenizer import LoadedTokenizer
 from mhc_train.errors import DataError
 
-DOCUMENTS_A_CALL, BYTES_A_CALL = 64, 1 << 17
+DOCUMENTS_A_CALL, BYTES_A_CALL = 64, 1 << 16
 """What is tokenised at once: little enough to begin soon, and to hold documents of any size."""
 RECORDS_A_CHUNK = 1024
 MEND = "Mend it before a run begins, or type data.on_error=skip to pass over what cannot be read and count it."

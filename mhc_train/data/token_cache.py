@@ -226,12 +226,13 @@ class TokenBlock:
         skipped = np.cumsum(lengths < 0)
         trained = np.flatnonzero(lengths > 0)
         ends = self.stored.ends[self.records[order[trained]]]
+        memory = memoryview(self.stored.tokens)  # whose slices cost half of what an array's do
         for start in range(0, len(trained) + 1, DOCUMENTS_A_PIECE):
             piece = slice(start, start + DOCUMENTS_A_PIECE)
             counts = lengths[trained[piece]].astype(np.int64)
             spans = zip((ends[piece] - counts).tolist(), ends[piece].tolist(), strict=True)
-            parts = [self.stored.tokens[begin:end] for begin, end in spans]
-            tokens = np.concatenate([self.stored.tokens[:0], *parts])
+            joined = b"".join([memory[begin:end] for begin, end in spans])
+            tokens = np.frombuffer(joined, self.stored.tokens.dtype)
             yield Documents(tokens, counts, trained[piece], np.append(skipped[trained[piece]], skipped[-1:]))
 
 

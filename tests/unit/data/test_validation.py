@@ -83,9 +83,12 @@ def test_nothing_of_the_order_changes_it(changes: dict[str, Any], open_with: Ope
 
 
 @pytest.mark.parametrize("changes", [{"holdout": 0.6}, {"validation_tokens": 128}, {"seq_len": 7}])
-def test_what_is_asked_of_it_does(changes: dict[str, Any], open_with: Open, tmp_path: Path) -> None:
+def test_what_is_asked_of_it_does(
+    changes: dict[str, Any], files: Files, open_with: Open, tmp_path: Path, tokenizer_file: str
+) -> None:
     assert open_with(**changes).validation.sha256 != open_with().validation.sha256
-    assert open_with(cache_dir=str(tmp_path / "fresh")).validation.sha256 == open_with().validation.sha256
+    elsewhere = open_corpus(small_config(files, tokenizer_file, tmp_path / "fresh"))
+    assert elsewhere.validation.sha256 == open_with().validation.sha256
 
 
 def test_all_held_out_tokens_are_taken_where_fewer_are_there_than_asked_for(files: Files, open_with: Open) -> None:
