@@ -2,7 +2,10 @@
 
 import sys
 
+from mhc_train.ranks import is_first
 
-def say(message: str) -> None:
-    """Print one line for people."""
-    print(message, file=sys.stderr, flush=True)
+
+def say(message: str, every_rank: bool = False) -> None:
+    """Print one line for people; of several processes that train together, the first alone does."""
+    if every_rank or is_first():
+        print(message, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mhc_train.errors import StorageError
 
@@ -62,8 +62,39 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write `document` as indented JSON with sorted keys left as they are; NaN and infinity are refused."""
-    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    """Write `document` as indented JSON, its keys in their own order; NaN and infinity are refused."""
+    write_text(path, json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+class HashedFile:
+    """A file that is hashed as it is written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._digest, self._size = stream, hashlib.sha256(), 0
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Add `content` to its end."""
+        self._stream.write(content)
+        self._digest.update(content)
+        self._size += len(content)
+
+    def facts(self) -> dict[str, Any]:
+        """`sha256` and `bytes` of what was written."""
+        return {"sha256": self._digest.hexdigest(), "bytes": self._size}
+
+
+@contextlib.contextmanager
+def hashed_file(path: Path) -> Iterator[HashedFile]:
+    """A new file that is on the disk when the block ends; for directories that nobody looks into before that."""
+    with storage_errors(path), path.open("wb") as stream:
+        yield HashedFile(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def append_json_line(path: Path, document: Any) -> None:
@@ -83,8 +114,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a directory's entries, so that a rename survives a power cut."""
+def sync(path: Path) -> None:
+    """Flush a file, or a directory's entries so that a rename in it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,17 +11,17 @@ LINE_EVERY_SECONDS = 10
 
 
 class Progress:
-    """Shows how much of `total` is done, some facts, and the time left; a context manager."""
+    """Shows how much of `total` is done, some facts, and the time left; a context manager. Silent if not `shown`."""
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step") -> None:
-        self.label, self.total, self.first, self.unit = label, total, done, unit
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "step", shown: bool = True) -> None:
+        self.label, self.total, self.first, self.unit, self.shown = label, total, done, unit, shown
         self.started = time.monotonic()
         self.last_line = 0.0
         self.bar: Any = None
         self.task: Any = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             self._start_bar()
         return self
 
@@ -37,7 +37,7 @@ class Progress:
             self.bar.update(self.task, completed=done, facts=facts)
             return
         now = time.monotonic()
-        if now - self.last_line >= LINE_EVERY_SECONDS or done == self.total:
+        if self.shown and (now - self.last_line >= LINE_EVERY_SECONDS or done == self.total):
             self.last_line = now
             pace = (now - self.started) / max(1, done - self.first)
             left = f" · {pace * (self.total - done):.0f} s left" if done > self.first else ""

@@ -127,7 +127,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": " ".join(sys.argv),
-        "git": _git_state(),
+        "git": git_state(),
     }
 
 
@@ -139,7 +139,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _git_state() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit and cleanliness of the checkout that the package runs from; None outside one."""
     root = Path(mhc_train.__file__).resolve().parents[1]
     if not (root / ".git").exists():

@@ -197,6 +197,26 @@ class TrainConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 for none."""
+    async_save: bool = True
+    """Write checkpoints while the training goes on, from a copy in memory; false: wait for each."""
+    on_save_error: str = "stop"
+    """stop (exit code 7) | continue: what follows when a checkpoint cannot be written; the last one must be."""
+    on_nonfinite: str = "stop"
+    """stop (exit code 5) | skip: what follows a loss or gradient that is not finite; its update is never made."""
+    skip_limit: int = 10
+    """With on_nonfinite=skip: this many updates are skipped in a row, at most."""
+    divergence: float = 2.0
+    """Stop (exit code 5) where the mean loss of 100 steps is this many nats above the lowest such mean; 0: never."""
+    time_limit: float = 0.0
+    """Minutes after which to save and stop (exit code 75, resume with --resume); 0 for none."""
+    time_margin: float = 1.0
+    """Minutes before the time limit at which to begin that; more where saving is seen to need more."""
+    parallel: str = "auto"
+    """auto (ddp under torchrun) | none | ddp (a whole model on every process) | fsdp (a shard on each) | hsdp."""
+    shard_size: int = 0
+    """With hsdp: processes that share one model's shards; 0: those of one machine."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     sample_tokens: int = 48

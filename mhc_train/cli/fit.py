@@ -1,11 +1,15 @@
 """`mhc-train fit`: train one model."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mhc_train.cli.options import ConfigDir, ConfigName, Json, Overrides
+from mhc_train.ranks import is_first
+
+if TYPE_CHECKING:
+    from mhc_train.schema import Config
 
 
 def fit(
@@ -20,12 +24,14 @@ def fit(
         bool, typer.Option("--dry-run", help="Print parameters, tokens a step and memory; train nothing.")
     ] = False,
     resume: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--resume",
-            help="Go on from a run directory's newest checkpoint, or from one of its checkpoints/step-*. "
+            metavar="PATH|auto",
+            help="Go on from a run directory's newest good checkpoint, or from one of its checkpoints/step-*. "
             "Overrides may then change only how long and how often, where the text lies and how it is read, the device "
-            "and the tracker.",
+            "and the tracker. auto: with the newest run of the configuration that the overrides give, which begins if "
+            "there is none: what a job that is queued again should type.",
             show_default=False,
         ),
     ] = None,
@@ -42,29 +48,35 @@ def fit(
     mhc-train fit data=json 'data.path=corpus/*.jsonl' data.column=text
 
     mhc-train fit --resume runs/20260101-120000-mhc-0a1b2c train.steps=4000
+
+    mhc-train fit model=small connection=mhc --resume auto
+
+    torchrun --nproc-per-node=8 -m mhc_train fit model=1b train.parallel=fsdp
     """
-    from mhc_train.config.compose import amend, compose, to_yaml
+    from mhc_train.config.compose import compose, to_yaml
 
-    if resume is not None:
-        from mhc_train.checkpoints import load_checkpoint
-
-        checkpoint = load_checkpoint(resume)
-        config = amend(checkpoint.config, overrides or [])
-    else:
-        config = compose(overrides or [], config_name, config_dir)
-    if cfg:
-        print(to_yaml(config), end="")
+    given = overrides or []
+    path = Path(resume) if resume not in (None, "auto") else None
+    if cfg or dry_run:
+        config = compose(given, config_name, config_dir) if path is None else _amended(path, given)
+        if cfg:
+            print(to_yaml(config), end="")
+        else:
+            _print_plan(config, json)
         return
-    if dry_run:
-        _print_plan(config, json)
-        return
+    asked = compose(given, config_name, config_dir) if path is None else None
     from mhc_train.cli.output import print_json
     from mhc_train.training import fit as training
 
-    if resume is None:
-        summary = training.fit(config, overrides or [])
+    if asked is None:
+        assert path is not None
+        summary = training.resume(path, given)
+    elif resume == "auto":
+        summary = training.resume_or_fit(asked, given)
     else:
-        summary = training.resume(resume, config, checkpoint, overrides or [])
+        summary = training.fit(asked, given)
+    if not is_first():
+        return
     if json:
         print_json(summary)
     else:
@@ -74,11 +86,19 @@ def fit(
         )
 
 
-def _print_plan(config: object, json: bool) -> None:
+def _amended(path: Path, overrides: list[str]) -> "Config":
+    """The configuration that a resumed run would have."""
+    from mhc_train.checkpoints import load_checkpoint
+    from mhc_train.config.compose import amend
+
+    return amend(load_checkpoint(path).config, overrides)
+
+
+def _print_plan(config: "Config", json: bool) -> None:
     from mhc_train.cli.output import print_json, print_table
     from mhc_train.training.plan import plan
 
-    document = plan(config)  # type: ignore[arg-type]
+    document = plan(config)
     if json:
         print_json(document)
         return

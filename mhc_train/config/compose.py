@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ OPEN = ("connection.options.", "data.mixture.")
 # What may differ between a run and its continuation: how long, how often, where; never what is learnt from what.
 RESUMABLE = (
     "train.steps", "train.eval_every", "train.save_every", "train.log_every", "train.keep_checkpoints",
+    "train.keep_every", "train.async_save", "train.on_save_error", "train.on_nonfinite", "train.skip_limit",
+    "train.divergence", "train.time_limit", "train.time_margin", "train.parallel", "train.shard_size",
     "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "diagnostics.every",
     "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
     "data.path", "data.on_error", "tracker.kind", "tracker.mode", "tracker.project",
@@ -75,15 +79,63 @@ def amend(config: Config, overrides: Sequence[str]) -> Config:
     for text in overrides:
         override = parse(text)
         key = override.key_or_group
-        if key not in RESUMABLE and not (key.startswith("data.mixture.") and key.endswith(".path")):
-            problems.append(f"{text}: cannot change on --resume. What can: {', '.join(RESUMABLE)}.")
-        else:
+        if _may_change(key):
             OmegaConf.update(document, key, override.value())
+        else:
+            problems += _differences(document, text)
     amended = _typed(document, problems)
     problems += map(str, validate(amended))
     if problems:
         raise ConfigError(problems)
     return amended
+
+
+def _may_change(key: str) -> bool:
+    return key in RESUMABLE or (key.startswith("data.mixture.") and key.endswith(".path"))
+
+
+def _differences(document: DictConfig, text: str) -> list[str]:
+    """What an override would change that cannot be; nothing where the run has that value."""
+    override = parse(text)
+    known = OmegaConf.select(document, override.key_or_group, default=None)
+    if known is None or isinstance(known, DictConfig):  # a group, or no key at all
+        return [
+            f"{text}: cannot be given with --resume PATH, which takes the run's own configuration; with --resume auto "
+            f"it can. What can change: {', '.join(RESUMABLE)}."
+        ]
+    if known == override.value():
+        return []
+    return [f"{text}: cannot change on --resume; the run has {known}. What can: {', '.join(RESUMABLE)}."]
+
+
+def fingerprint(config: Config) -> str:
+    """A hash of all that may not change on --resume: equal for runs of which one can go on with the other's work."""
+    kept = {key: value for key, value in _flat(config).items() if not _may_change(key)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def carried_over(run: Config, asked: Config) -> Config:
+    """A run's own configuration, with what may change on --resume as it is asked for now."""
+    document = OmegaConf.create(dataclasses.asdict(run))
+    for key, value in _flat(asked).items():
+        if _may_change(key):
+            OmegaConf.update(document, key, value)
+    return from_dict(OmegaConf.to_container(document))  # type: ignore[arg-type]
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every value by its dotted key."""
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, part in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, part)
+        else:
+            found[prefix] = value
+
+    walk("", dataclasses.asdict(config))
+    return found
 
 
 def from_dict(document: dict[str, Any]) -> Config:

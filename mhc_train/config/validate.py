@@ -17,6 +17,9 @@ CHOICES = {
     "optim.schedule": ("cosine", "constant", "linear", "steps"),
     "train.device": ("auto", "cpu", "cuda", "mps"),
     "train.precision": ("auto", "float32", "bfloat16"),
+    "train.parallel": ("auto", "none", "ddp", "fsdp", "hsdp"),
+    "train.on_save_error": ("stop", "continue"),
+    "train.on_nonfinite": ("stop", "skip"),
     "tracker.kind": ("wandb", "none"),
     "tracker.mode": ("auto", "online", "offline"),
 }
@@ -33,8 +36,9 @@ POSITIVE = (
 
 NOT_NEGATIVE = (
     "seed", "data.seed", "optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "train.threads",
-    "train.sample_tokens", "diagnostics.every", "connection.eps", "connection.read_eps", "connection.write_eps",
-    "connection.beta", "connection.first_layer",
+    "train.sample_tokens", "train.keep_every", "train.skip_limit", "train.divergence", "train.time_limit",
+    "train.time_margin", "train.shard_size", "diagnostics.every", "connection.eps", "connection.read_eps",
+    "connection.write_eps", "connection.beta", "connection.first_layer",
 )  # fmt: skip
 
 

@@ -226,7 +226,7 @@ class TokenBlock:
         skipped = np.cumsum(lengths < 0)
         trained = np.flatnonzero(lengths > 0)
         ends = self.stored.ends[self.records[order[trained]]]
-        memory = memoryview(self.stored.tokens)  # whose slices cost half of what an array's do
+        memory = self.stored.tokens.data  # whose slices cost half of what an array's do
         for start in range(0, len(trained) + 1, DOCUMENTS_A_PIECE):
             piece = slice(start, start + DOCUMENTS_A_PIECE)
             counts = lengths[trained[piece]].astype(np.int64)

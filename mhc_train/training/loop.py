@@ -1,8 +1,10 @@
-"""The training loop: measure, step, validate, log, save, in this order, until the last step or a signal."""
+"""The training loop: report what is due, save what is due, take a step, until the last one or a reason to stop."""
 
+import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -10,10 +12,8 @@ from mhc_train.data import Batches
 from mhc_train.errors import DataError, Stopped
 from mhc_train.progress import Progress
 from mhc_train.training.device import loader_workers
-from mhc_train.training.optimizer import learning_rate
 from mhc_train.training.session import Session
-from mhc_train.training.step import StepResult, take_step
-from mhc_train.training.stop import StopRequest, WaitedEnough
+from mhc_train.training.stop import Reason, WaitedEnough
 
 
 @dataclass
@@ -24,120 +24,152 @@ class Stopwatch:
     working: float = 0.0
     waiting: float = 0.0
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens over the time of steps and data together."""
-        return self.tokens / (self.working + self.waiting)
+    def restart(self) -> None:
+        """Count from nothing again."""
+        self.tokens, self.working, self.waiting = 0, 0.0, 0.0
 
-    @property
-    def data_wait(self) -> float:
-        """Share of that time spent waiting for data."""
-        return self.waiting / (self.working + self.waiting)
+    def numbers(self) -> dict[str, float]:
+        """Tokens over the time of steps and data together, and the share of that time spent waiting for data."""
+        time_spent = self.working + self.waiting
+        if not time_spent:
+            return {}
+        return {"tokens_per_second": self.tokens / time_spent, "data_wait": self.waiting / time_spent}
 
-    def facts(self, loss: float) -> str:
+    def facts(self, loss: float | None) -> str:
         """What the display shows beside the step."""
-        return f"loss {loss:.4f} · {self.tokens_per_second:,.0f} tokens/s · {self.data_wait:.0%} waiting for data"
+        numbers = self.numbers()
+        return (
+            f"loss {math.nan if loss is None else loss:.4f} · {numbers['tokens_per_second']:,.0f} tokens/s · "
+            f"{numbers['data_wait']:.0%} waiting for data"
+        )
 
 
-def train(session: Session, stop: StopRequest) -> None:
+class AskedToStop(Exception):
+    """All ranks have agreed to."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def train(session: Session) -> None:
     """Train to `train.steps`, from wherever the session stands.
 
     Raises:
-        NumericsError: a loss or gradient is not finite.
-        Stopped: a signal came; the checkpoint is written.
+        NumericsError: a loss or gradient is not finite, or the loss has diverged.
+        Stopped: a signal came, or the time limit; the checkpoint is written.
+        DataError: the text cannot be read on; the checkpoint is written.
+        StorageError: a checkpoint cannot be written.
     """
-    config, progression = session.config, session.progression
+    config, progression, ranks = session.config, session.progression, session.parallel.ranks
     steps, watch = config.train.steps, Stopwatch()
-    batch_size = config.train.batch_tokens // config.data.seq_len
+    size = config.train.batch_tokens // config.data.seq_len
+    workers = loader_workers(session.device, config.data)
     # Its workers start now, and read meanwhile.
-    batches = session.corpus.batches(batch_size, progression.data, workers=loader_workers(session.device, config.data))
-    with closing(batches), Progress(config.name, steps, progression.step) as progress:
-        if progression.step == 0 and not session.run.metrics.exists():
-            begin(session)
-        while progression.step < steps:
-            started = time.perf_counter()
-            batch = next_batch(session, batches, stop)
-            received = time.perf_counter()
-
-            session.model.path.anneal(progression.step / max(1, steps - 1))
-            for group in session.optimizer.param_groups:
-                group["lr"] = learning_rate(config.optim, progression.step, steps)
-            result = take_step(
-                session.forward,
-                session.model,
-                session.optimizer,
-                batch,
-                config.train.micro_batch,
-                session.device,
-                config.optim.grad_clip,
-            )
-            session.advance(result, config.train.batch_tokens)
-
-            watch.tokens += config.train.batch_tokens
-            watch.waiting += received - started
-            watch.working += time.perf_counter() - received
-            progress.update(progression.step, watch.facts(result.loss))
-
-            step, last = progression.step, progression.step == steps
-            validate = last or step % config.train.eval_every == 0
-            if validate or step % config.train.log_every == 0:
-                log(session, result, watch, validate)
-                watch = Stopwatch()
-            if config.diagnostics.every and (last or step % config.diagnostics.every == 0):
-                session.measure()
-            if last or stop or step % config.train.save_every == 0:
-                session.save(batches.state())
-            if stop and not last:
-                raise stopped(session, stop)
+    batches = session.corpus.batches(size, progression.data, ranks.rank, ranks.world, workers)
+    progress = Progress(config.name, steps, progression.step, shown=session.first)
+    with closing(batches), progress:
+        try:
+            while True:
+                report(session, watch)
+                if progression.step == steps or (progression.step and progression.step % config.train.save_every == 0):
+                    session.save(batches.state())
+                if progression.step == steps:
+                    break
+                started = time.perf_counter()
+                batch = next_batch(session, batches)
+                received = time.perf_counter()
+                session.step(batch)
+                watch.tokens += config.train.batch_tokens
+                watch.waiting += received - started
+                watch.working += time.perf_counter() - received
+                progress.update(progression.step, watch.facts(progression.recent[-1] if progression.recent else None))
+        except AskedToStop as asked:
+            end(session, batches, asked.reason)
+    session.finish_saving()
 
 
-def next_batch(session: Session, batches: Batches, stop: StopRequest) -> Tensor:
-    """The next batch; where the text cannot be read on, or must not be waited for, all that was learnt is saved.
+def report(session: Session, watch: Stopwatch) -> None:
+    """Log, validate and measure what is due at this step and was not written before; then the watch starts anew.
 
     Raises:
-        DataError: as `batches` has it.
-        Stopped: a signal came while it was waited for.
+        AskedToStop: in the validation; nothing is written then, and a resumed training does it again.
     """
+    config, progression = session.config, session.progression
+    step, last = progression.step, progression.step == config.train.steps
+    if step == progression.reported:
+        return
+    validate = last or step % config.train.eval_every == 0
+    if validate or step % config.train.log_every == 0:
+        session.settle()
+        values: dict[str, Any] = window(session) | watch.numbers() if step else {}
+        session.log(values | (session.validate(lambda: check(session)) if validate else {}))
+        progression.logged()
+        watch.restart()
+    if config.diagnostics.every and (last or step % config.diagnostics.every == 0):
+        session.measure()
+    progression.reported = step
+
+
+def window(session: Session) -> dict[str, Any]:
+    """What a line says of the steps since the line before; `train_loss` is their mean."""
+    progression = session.progression
+    losses = progression.window
+    values: dict[str, Any] = {"learning_rate": session.optimizer.param_groups[0]["lr"]}
+    if losses:
+        values |= {"train_loss": sum(losses) / len(losses), "grad_norm": progression.grad_norm}
+    if progression.spike is not None:
+        values["loss_spike"] = progression.spike
+    if progression.skipped:
+        values["skipped_steps"] = len(progression.skipped)
+    return values
+
+
+def check(session: Session, own: Reason = Reason.NONE) -> None:
+    """Ask all ranks whether one of them must stop.
+
+    Raises:
+        AskedToStop: one must.
+    """
+    reason = session.asked_to_stop(own)
+    if reason is not Reason.NONE:
+        raise AskedToStop(reason)
+
+
+def next_batch(session: Session, batches: Batches) -> Tensor:
+    """The next batch, when all ranks have theirs.
+
+    Raises:
+        AskedToStop: a rank must stop, or cannot read on.
+    """
+    own = Reason.NONE
     try:
-        with stop.no_longer_than_this():
+        with session.stop.no_longer_than_this():
             batches.wait()
     except WaitedEnough:
-        session.save(batches.state())
-        raise stopped(session, stop) from None
-    except DataError as error:
-        if session.progression.step == 0:
-            raise
-        session.save(batches.state())
-        raise DataError(
-            f"{error} Step {session.progression.step} is saved: `mhc-train fit --resume {session.run.path}` goes on."
-        ) from error
+        pass
+    except DataError:
+        own = Reason.NO_DATA
+    check(session, own)
     return next(batches)
 
 
-def stopped(session: Session, stop: StopRequest) -> Stopped:
-    """What a training ends with that is saved and to be gone on with."""
-    return Stopped(
-        f"Stopped by {stop.signal} after step {session.progression.step} of {session.config.train.steps}; saved. "
-        f"Go on with `mhc-train fit --resume {session.run.path}`."
-    )
+def end(session: Session, batches: Batches, reason: Reason) -> NoReturn:
+    """Save all that was learnt and end.
 
-
-def begin(session: Session) -> None:
-    """Validate and measure the untrained model: the first point of every curve."""
-    session.log(session.validate())
-    if session.config.diagnostics.every:
-        session.measure()
-
-
-def log(session: Session, result: StepResult, watch: Stopwatch, validate: bool) -> None:
-    """Write the line of a logged step; `train_loss` is the mean since the line before."""
-    window = session.progression.window
-    values = {
-        "train_loss": sum(window) / len(window),
-        "grad_norm": result.grad_norm,
-        "learning_rate": session.optimizer.param_groups[0]["lr"],
-        "tokens_per_second": watch.tokens_per_second,
-        "data_wait": watch.data_wait,
-    }
-    session.log(values | (session.validate() if validate else {}))
-    window.clear()
+    Raises:
+        Stopped: as asked.
+        DataError: the text cannot be read on.
+        StorageError: the checkpoint cannot be written.
+    """
+    if reason is Reason.SAVE_FAILED:
+        session.finish_saving()
+    step, again = session.progression.step, f"`mhc-train fit --resume {session.run.path}`"
+    troubles = [text for text in session.parallel.ranks.gather(str(batches.failure or "")) if text]
+    if troubles and step == 0:
+        raise DataError(troubles[0])
+    session.save(batches.state())
+    session.finish_saving()
+    if troubles:
+        raise DataError(f"{troubles[0]} Step {step} is saved: {again} goes on.")
+    raise Stopped(f"Stopped by {reason} after step {step} of {session.config.train.steps}; saved. Go on with {again}.")

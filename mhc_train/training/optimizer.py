@@ -18,7 +18,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps)
+    # The fused one alone can be told on the device to leave everything as it is (see `take_step`).
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -50,11 +51,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        parameter = parameters[name]
-        # AdamW keeps its step counter on the CPU wherever the parameter is.
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+def fresh_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, steps: bool) -> dict[str, Tensor]:
+    """The state of an optimizer that has taken steps, or none, all zero: what a checkpoint's tensors are read into.
+
+    It is the optimizer's own state: filled in place, it is restored.
+    """
+    if steps:
+        for parameter in model.parameters():
+            step = torch.zeros((), device=parameter.device)
+            moments = {kind: torch.zeros_like(parameter.detach()) for kind in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": step} | moments
+    return optimizer_tensors(optimizer, model)

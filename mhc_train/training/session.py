@@ -1,91 +1,206 @@
 """Everything that a running training consists of, and what it writes: metrics, measurements, checkpoints."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from mhc_train.checkpoints import save_checkpoint
-from mhc_train.data import Corpus, State
+from mhc_train.checkpoints import Snapshot
+from mhc_train.console import say
+from mhc_train.data import Corpus, State, merged
 from mhc_train.diagnostics import measure, observe
-from mhc_train.files import append_json_line
-from mhc_train.model import Transformer
+from mhc_train.errors import NumericsError, StorageError
+from mhc_train.files import append_json_line, write_json
 from mhc_train.runs import Run
 from mhc_train.schema import Config
 from mhc_train.tracking import Tracker
 from mhc_train.training.device import Device
-from mhc_train.training.optimizer import optimizer_tensors
-from mhc_train.training.step import StepResult, validation_loss
-
-
-@dataclass
-class Progression:
-    """How far a training has come: what a checkpoint restores besides weights and moments."""
-
-    step: int = 0
-    tokens: int = 0
-    data: State | None = None
-    """The data state after the last batch of the last checkpoint."""
-    window: list[float] = field(default_factory=list)
-    """Losses since the last logged step."""
+from mhc_train.training.distributed import Parallel
+from mhc_train.training.optimizer import learning_rate, optimizer_tensors
+from mhc_train.training.postmortem import postmortem
+from mhc_train.training.progression import Progression
+from mhc_train.training.results import Outcome, Results
+from mhc_train.training.saving import Saver, copied, random_states
+from mhc_train.training.step import Guard, StepResult, take_step, validation_loss
+from mhc_train.training.stop import Reason, StopRequest
 
 
 @dataclass
 class Session:
-    """A training under way."""
+    """A training under way, as this rank sees it. What it writes, rank 0 alone does."""
 
     config: Config
     run: Run
     corpus: Corpus
-    model: Transformer
-    forward: Callable[[Tensor], Tensor]
-    """The model, or its compiled form."""
-    optimizer: torch.optim.Optimizer
+    parallel: Parallel
+    optimizer: torch.optim.AdamW
     device: Device
     tracker: Tracker
-    progression: Progression = field(default_factory=Progression)
+    saver: Saver
+    stop: StopRequest
+    progression: Progression
+    saved: int = -1
+    """The last step that a checkpoint was begun of, or that was resumed from."""
+    guard: Guard = field(init=False)
+    results: Results = field(init=False)
+    polled: float = field(default_factory=time.monotonic)
+    """When a reason to stop was last asked for."""
+    slowest: float = 0.0
+    """The longest time between two times of that, seconds."""
 
-    def validate(self) -> dict[str, float]:
-        """Validation loss and bits per byte on the fixed set."""
-        loss = validation_loss(self.forward, self.corpus.validation.blocks, self.config.train.micro_batch, self.device)
+    def __post_init__(self) -> None:
+        self.guard = Guard(hold=self.config.train.on_nonfinite == "stop")
+        self.results = Results(late=1 if self.device.device.type == "cuda" else 0)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes and talks."""
+        return self.parallel.ranks.first
+
+    def step(self, batch: Int[Tensor, "batch seq_plus_1"]) -> None:
+        """Take one step on this rank's share of a global batch.
+
+        Raises:
+            NumericsError: as `settle` has it, of a step before.
+        """
+        config, progression = self.config, self.progression
+        steps = config.train.steps
+        self.parallel.model.path.anneal(progression.step / max(1, steps - 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optim, progression.step, steps)
+        result: StepResult = take_step(
+            self.parallel,
+            self.optimizer,
+            self.guard,
+            batch,
+            config.train.micro_batch,
+            self.device,
+            config.optim.grad_clip,
+        )
+        progression.step += 1
+        progression.tokens += config.train.batch_tokens
+        self.results.add(progression.step, result, batch)
+        self.settle(self.results.late)
+
+    def settle(self, late: int = 0) -> None:
+        """Take in what the last steps but `late` came to.
+
+        Raises:
+            NumericsError: one was not finite, or too many, or the loss has diverged.
+        """
+        for outcome in self.results.arrived(late):
+            if outcome.refused:
+                self._refused(outcome)
+            else:
+                self.progression.note(outcome.loss, outcome.grad_norm)
+                self._check_divergence(outcome.step)
+
+    def _refused(self, outcome: Outcome) -> None:
+        config, progression = self.config.train, self.progression
+        document = postmortem(self.parallel, outcome, self.corpus.tokenizer, self.device)
+        file = self.run.path / "diagnostics" / f"not-finite-step-{outcome.step:08d}.json"
+        if self.first:
+            write_json(file, document)
+        found = f"Step {outcome.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}: not finite."
+        if config.on_nonfinite == "skip":
+            progression.skip(outcome.step)
+            if progression.skipped_in_a_row <= config.skip_limit:
+                say(f"{found} Skipped; the batch is described in {file}.")
+                return
+            found += f" That is {progression.skipped_in_a_row} in a row, and train.skip_limit={config.skip_limit}."
+        raise NumericsError(
+            f"{found} No weight was changed by it. The batch and every sublayer's ledger are in {file}. Try a lower "
+            f"optim.lr, more optim.warmup_steps or optim.grad_clip=1; or pass over such batches from the last "
+            f"checkpoint on: `mhc-train fit --resume {self.run.path} train.on_nonfinite=skip`."
+        )
+
+    def _check_divergence(self, step: int) -> None:
+        limit, rise = self.config.train.divergence, self.progression.rise
+        if limit and rise > limit:
+            raise NumericsError(
+                f"Step {step}: diverged: the mean loss of the last steps is {rise:.2f} nats above its lowest. Try a "
+                f"lower optim.lr or more optim.warmup_steps; train.divergence={limit:g} is the limit, 0 takes it away."
+            )
+
+    def validate(self, between: Callable[[], None]) -> dict[str, float]:
+        """Validation loss and bits per byte on the fixed set; `between` as `validation_loss` has it."""
+        size, blocks = self.config.train.micro_batch, self.corpus.validation.blocks
+        loss = validation_loss(self.parallel, blocks, size, self.device, between)
         return {"val_loss": loss, "val_bpb": self.corpus.validation.bits_per_byte(loss)}
 
-    def log(self, values: dict[str, float]) -> None:
+    def log(self, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl and pass it to the tracker."""
         progression = self.progression
-        append_json_line(self.run.metrics, {"step": progression.step, "tokens": progression.tokens} | values)
-        self.tracker.log(progression.step, values)
-
-    def advance(self, result: StepResult, tokens: int) -> None:
-        """Count a finished step."""
-        progression = self.progression
-        progression.step += 1
-        progression.tokens += tokens
-        progression.window.append(result.loss)
+        if self.first:
+            append_json_line(self.run.metrics, {"step": progression.step, "tokens": progression.tokens} | values)
+            self.tracker.log(progression.step, values)
 
     def measure(self) -> None:
         """Measure the residual path on the first validation tokens; write and track it."""
         rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
-        guarantees = self.model.path.guarantees
-        document = measure(observe(self.model, self.corpus.validation.blocks[:rows]), guarantees)
-        append_json_line(self.run.measurements, {"step": self.progression.step} | document)
-        self.tracker.log(self.progression.step, tracked_numbers(document))
+        model = self.parallel.model
+        document = measure(observe(model, self.corpus.validation.blocks[:rows]), model.path.guarantees)
+        if self.first:
+            append_json_line(self.run.measurements, {"step": self.progression.step} | document)
+            self.tracker.log(self.progression.step, tracked_numbers(document))
+
+    def asked_to_stop(self, own: Reason = Reason.NONE) -> Reason:
+        """Why all ranks are to stop now, agreed by them; `own` is what this one has besides signals and time."""
+        if self.saver.failure is not None and self.config.train.on_save_error == "stop":
+            own = max(own, Reason.SAVE_FAILED)
+        now = time.monotonic()
+        self.slowest, self.polled = max(self.slowest, now - self.polled), now
+        self.stop.margin = max(60 * self.config.train.time_margin, 2 * self.saver.slowest + self.slowest)
+        return Reason(self.parallel.ranks.highest(max(own, self.stop.reason)))
 
     def save(self, data: State) -> None:
-        """Write a checkpoint; `data` is the state after the last batch."""
-        self.progression.data = data
-        save_checkpoint(
-            self.run.checkpoints,
-            self.config,
-            self.model,
-            optimizer_tensors(self.optimizer, self.model),
-            dataclasses.asdict(self.progression),
-            self.corpus.tokenizer.json,
-            self.config.train.keep_checkpoints,
+        """Begin to write a checkpoint, if there is none of this step; `data` is this rank's state after the last batch.
+
+        Raises:
+            StorageError: the one before could not be written, and `train.on_save_error` is stop.
+        """
+        if self.saved == self.progression.step:
+            return
+        self.settle()
+        self.saved = self.progression.step
+        self.finish_saving(self.config.train.on_save_error == "continue")
+        self.progression.data = merged(self.parallel.ranks.gather(data))
+        random = random_states(self.parallel.ranks)
+        if not (self.first or self.parallel.sharded):
+            return
+        own = copied if self.saver.background else dict[str, Tensor]
+        self.saver.start(
+            Snapshot(
+                self.config,
+                self.parallel.model.vocab_size,
+                dataclasses.asdict(self.progression),
+                self.corpus.tokenizer.json,
+                own(self.parallel.model.state_dict()),
+                own(optimizer_tensors(self.optimizer, self.parallel.model)),
+                random,
+                self.parallel.sharded,
+            )
         )
+
+    def finish_saving(self, go_on: bool = False) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            StorageError: it could not be, on whichever rank, unless `go_on`: then it is said.
+        """
+        failure = self.saver.wait()
+        if failure is not None and not isinstance(failure, StorageError):
+            raise failure
+        failures = [text for text in self.parallel.ranks.gather(str(failure) if failure else None) if text]
+        if failures and not go_on:
+            raise StorageError(failures[0])
+        if failures:
+            say(f"{failures[0]} The training goes on, as train.on_save_error=continue asks.")
 
 
 def tracked_numbers(document: dict[str, Any]) -> dict[str, float]:

@@ -1,65 +1,87 @@
-"""One optimizer step: gradients of a global batch, accumulated, checked, clipped, applied."""
+"""One optimizer step: gradients of a global batch, accumulated, summed over ranks, checked, clipped, applied."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from mhc_train.errors import NumericsError
 from mhc_train.training.device import Device
+from mhc_train.training.distributed import Parallel, whole
 
 Logits = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step reports: its loss in nats a token, and the gradient norm before clipping."""
+class StepResult(NamedTuple):
+    """What a step reports, on the device: reading any of it waits for the device to get there."""
 
-    loss: float
-    grad_norm: float
+    loss: Float[Tensor, ""]
+    """Mean over all tokens of all ranks, nats a token."""
+    grad_norm: Float[Tensor, ""]
+    """Before clipping."""
+    refused: Float[Tensor, ""]
+    """1 if the weights stay as they are, since something of this step, or of one that was held on to, is not finite."""
+
+
+class Guard:
+    """Refuses updates on the device, before they are made.
+
+    Args:
+        hold: whether all that follow one that is refused are too, so that the last good weights stay.
+    """
+
+    def __init__(self, hold: bool) -> None:
+        self.hold = hold
+        self.held: Tensor | None = None
+
+    def refusal(self, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """1 to refuse, 0 not to."""
+        refused = (~torch.isfinite(loss + grad_norm)).float()
+        if self.hold:
+            self.held = refused = refused if self.held is None else torch.maximum(self.held, refused)
+        return refused
 
 
 def take_step(
-    forward: Logits,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    parallel: Parallel,
+    optimizer: torch.optim.AdamW,
+    guard: Guard,
     batch: Int[Tensor, "batch seq_plus_1"],
     micro_batch: int,
     device: Device,
     grad_clip: float,
 ) -> StepResult:
-    """Update the model on one global batch.
+    """Update the model on one global batch, of which `batch` is this rank's share, unless the guard refuses.
 
-    Raises:
-        NumericsError: the loss or the gradient is not finite; nothing has been updated then.
+    All ranks see the same loss and norm, and so refuse alike.
     """
-    loss = accumulate_gradients(forward, batch, micro_batch, device)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
-    result = StepResult(loss.item(), norm.item())
-    if not torch.isfinite(loss + norm):
-        raise NumericsError(
-            f"loss {result.loss}, gradient norm {result.grad_norm}: not finite. The weights of the last good step are "
-            "unchanged. Try a lower optim.lr, more optim.warmup_steps, or optim.grad_clip=1."
-        )
+    loss = accumulate_gradients(parallel, batch, micro_batch, device)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parallel.model.parameters(), grad_clip or float("inf")))
+    # The fused optimizer leaves parameters, moments and step count alone where this is 1: the host need not know.
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = refused = guard.refusal(loss, norm)  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return result
+    return StepResult(loss, norm, refused)
 
 
 def accumulate_gradients(
-    forward: Logits, batch: Int[Tensor, "batch seq_plus_1"], micro_batch: int, device: Device
+    parallel: Parallel, batch: Int[Tensor, "batch seq_plus_1"], micro_batch: int, device: Device
 ) -> Float[Tensor, ""]:
-    """Backpropagate the mean loss over all tokens of `batch`, `micro_batch` sequences at a time."""
+    """Backpropagate the mean loss over all tokens of all ranks, `micro_batch` sequences at a time; returns it."""
+    world = parallel.ranks.world
     total = torch.zeros((), device=device.device)
-    tokens = batch[:, 1:].numel()
-    for part in batch.split(micro_batch):
-        loss = token_losses(forward, part.to(device.device, non_blocking=True), device).sum() / tokens
-        loss.backward()
+    tokens = batch[:, 1:].numel() * world
+    parts = batch.split(micro_batch)
+    for number, part in enumerate(parts, 1):
+        with parallel.synchronising(number == len(parts)):
+            inputs = part.to(device.device, non_blocking=True)
+            loss = token_losses(parallel.forward, inputs, device).sum() / tokens
+            (loss * world).backward()  # exchanged gradients are averages over the ranks
         total += loss.detach()
-    return total
+    return parallel.summed(total)
 
 
 def token_losses(forward: Logits, blocks: Int[Tensor, "batch seq_plus_1"], device: Device) -> Float[Tensor, " tokens"]:
@@ -71,10 +93,26 @@ def token_losses(forward: Logits, blocks: Int[Tensor, "batch seq_plus_1"], devic
 
 @torch.no_grad()
 def validation_loss(
-    forward: Logits, blocks: Int[Tensor, "blocks seq_plus_1"], micro_batch: int, device: Device
+    parallel: Parallel,
+    blocks: Int[Tensor, "blocks seq_plus_1"],
+    micro_batch: int,
+    device: Device,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean loss over the fixed validation set, nats a token, summed in float64."""
-    losses = [
-        token_losses(forward, part.to(device.device), device).double().sum() for part in blocks.split(micro_batch)
-    ]
-    return float(torch.stack(losses).sum()) / blocks[:, 1:].numel()
+    """Mean loss over the fixed validation set, nats a token; the ranks share it out, and sum in float64 if they can.
+
+    Args:
+        between: called before every micro-batch, by all ranks together; it may raise to end the evaluation.
+    """
+    exact = torch.float32 if device.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+    total = torch.zeros((), dtype=exact, device=device.device)
+    parts = blocks.split(micro_batch)
+    rank, world = parallel.ranks.rank, parallel.ranks.world
+    for first in range(0, len(parts), world):
+        between()
+        # Every rank takes part in every turn, which a sharded model needs; what is beyond the end does not count.
+        number = first + rank
+        losses = token_losses(parallel.forward, parts[min(number, len(parts) - 1)].to(device.device), device)
+        if number < len(parts):
+            total += losses.sum(dtype=exact)
+    return float(parallel.summed(total)) / blocks[:, 1:].numel()

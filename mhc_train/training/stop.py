@@ -1,9 +1,12 @@
-"""Signals: the first asks for a good save and an orderly end, the second ends at once."""
+"""Why a training ends early: signals, of which the second ends at once, and the time limit."""
 
 import contextlib
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from enum import IntEnum
 from types import FrameType
 
 from mhc_train.console import say
@@ -12,47 +15,75 @@ from mhc_train.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+class Reason(IntEnum):
+    """What asks for an end; where ranks differ, the highest counts."""
+
+    NONE = 0
+    SIGINT = 1
+    SIGTERM = 2
+    SIGUSR1 = 3
+    TIME_LIMIT = 4
+    SAVE_FAILED = 5
+    NO_DATA = 6
+
+    def __str__(self) -> str:
+        return "the time limit" if self is Reason.TIME_LIMIT else self.name
+
+
 class WaitedEnough(BaseException):
     """Ends a wait that a stop signal came into; no handler of ordinary errors may hold it up."""
 
 
 class StopRequest:
-    """Whether, and by which signal, an end was asked for."""
+    """Whether, and why, an end was asked for.
 
-    def __init__(self) -> None:
-        self.signal: str | None = None
+    Args:
+        seconds: from now to the time limit.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.margin = 0.0
+        """Seconds before the deadline at which the end is asked for."""
+        self.signal: signal.Signals | None = None
         self.waiting = False
 
-    def __bool__(self) -> bool:
-        return self.signal is not None
+    @property
+    def reason(self) -> Reason:
+        """Of this process, by now."""
+        if self.signal is not None:
+            return Reason[self.signal.name]
+        return Reason.TIME_LIMIT if time.monotonic() + self.margin >= self.deadline else Reason.NONE
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler of all `SIGNALS`."""
-        if self:
+        if self.signal is not None:
             raise Interrupted("Interrupted twice: ended without saving.")
-        self.signal = signal.Signals(number).name
-        say(f"{self.signal}: stopping after this step, with a checkpoint. Once more to end at once.")
+        self.signal = signal.Signals(number)
+        say(f"{self.signal.name}: stopping after this step, with a checkpoint. Once more to end at once.")
         if self.waiting:
             raise WaitedEnough
 
     @contextlib.contextmanager
     def no_longer_than_this(self) -> Iterator[None]:
-        """A wait, of minutes perhaps, that a stop signal ends.
+        """A wait, of minutes perhaps, that a stop signal ends, also one that came before.
 
         Raises:
             WaitedEnough: it came.
         """
         self.waiting = True
         try:
+            if self.signal is not None:
+                raise WaitedEnough
             yield
         finally:
             self.waiting = False
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(seconds: float = math.inf) -> Iterator[StopRequest]:
     """Listen inside; the handlers from before are put back."""
-    request = StopRequest()
+    request = StopRequest(seconds)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

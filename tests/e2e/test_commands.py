@@ -114,7 +114,7 @@ def test_only_some_keys_may_change_on_resume(
 ) -> None:
     run = fitted(monkeypatch, tmp_path)
     assert run_command(monkeypatch, "fit", "--resume", str(run), "optim.lr=1") == 2
-    assert "optim.lr=1: cannot change on --resume" in capsys.readouterr().err
+    assert "optim.lr=1: cannot change on --resume; the run has 0.00" in capsys.readouterr().err
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=10") == 0
     assert read_json_lines(run / "metrics.jsonl")[-1]["step"] == 10
 

@@ -8,16 +8,17 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from mhc_train.checkpoints import complete_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
-from mhc_train.errors import CheckpointError, ConfigError, NumericsError
+from mhc_train.errors import ConfigError
 from mhc_train.files import append_json_line, read_json_lines
 from mhc_train.model import Transformer
 from mhc_train.model.cost import estimate_memory, training_flops_per_token
+from mhc_train.ranks import Ranks
 from mhc_train.schema import Config, ConnectionConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mhc_train.tracking import Tracker
 from mhc_train.training.device import Device, check_float64, choose_device, loader_workers
-from mhc_train.training.optimizer import build_optimizer, decays, learning_rate, optimizer_tensors
-from mhc_train.training.step import accumulate_gradients, take_step, validation_loss
+from mhc_train.training.distributed import Parallel, lay_out
+from mhc_train.training.optimizer import build_optimizer, decays, learning_rate
+from mhc_train.training.step import Guard, StepResult, accumulate_gradients, take_step, validation_loss
 
 MODEL = ModelConfig(dim=16, layers=1, heads=2, kv_heads=1, ffn_dim=24, max_seq_len=16)
 BATCH = torch.randint(32, (6, 9), generator=torch.Generator().manual_seed(0))
@@ -28,10 +29,20 @@ def model(kind: str = "mhc") -> Transformer:
     return Transformer(MODEL, ConnectionConfig(kind=kind), 32)
 
 
+def alone(subject: Transformer) -> Parallel:
+    """The layout of one process."""
+    return lay_out(subject, Config(), Ranks())
+
+
+def step(subject: Transformer, clip: float = 1.0, guard: Guard | None = None) -> StepResult:
+    optimizer = build_optimizer(subject, OptimConfig())
+    return take_step(alone(subject), optimizer, guard or Guard(hold=True), BATCH, 6, CPU, clip)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_accumulation_is_the_big_batch(micro_batch: int) -> None:
     whole, parts = model(), model()
-    losses = [accumulate_gradients(m, BATCH, size, CPU) for m, size in ((whole, 6), (parts, micro_batch))]
+    losses = [accumulate_gradients(alone(m), BATCH, size, CPU) for m, size in ((whole, 6), (parts, micro_batch))]
     torch.testing.assert_close(losses[0], losses[1])
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
@@ -40,18 +51,32 @@ def test_accumulation_is_the_big_batch(micro_batch: int) -> None:
 def test_validation_loss_is_the_mean_over_all_tokens() -> None:
     logits = model()(BATCH[:, :-1]).double().log_softmax(-1)
     expected = -logits.gather(-1, BATCH[:, 1:, None]).mean()
-    assert validation_loss(model(), BATCH, 4, CPU) == pytest.approx(expected.item(), rel=1e-6)
+    assert validation_loss(alone(model()), BATCH, 4, CPU) == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+@pytest.mark.parametrize("hold", [True, False])
+def test_what_is_not_finite_changes_nothing_and_what_follows_only_if_it_may(hold: bool) -> None:
     subject = model()
     optimizer = build_optimizer(subject, OptimConfig())
-    with torch.no_grad():
-        subject.final_norm.weight[0] = math.nan
-    before = [parameter.clone() for parameter in subject.parameters()]
-    with pytest.raises(NumericsError):
-        take_step(subject, subject, optimizer, BATCH, 6, CPU, 1.0)
-    assert all(a.equal(b) or a.isnan().any() for a, b in zip(before, subject.parameters(), strict=True))
+    parallel, guard = alone(subject), Guard(hold)
+    gain = subject.final_norm.weight
+
+    def next_step() -> float:
+        return take_step(parallel, optimizer, guard, BATCH, 6, CPU, 1.0).refused.item()
+
+    def everything() -> list[torch.Tensor]:
+        moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        return [tensor.detach().clone() for tensor in [*subject.parameters(), *moments]]
+
+    assert next_step() == 0
+    good, value = everything(), gain[0].item()
+    for broken in (math.nan, math.inf):
+        gain.data[0] = broken
+        assert next_step() == 1
+        gain.data[0] = value
+        assert all(a.equal(b) for a, b in zip(good, everything(), strict=True))
+    assert next_step() == hold
+    assert all(a.equal(b) for a, b in zip(good, everything(), strict=True)) == hold
 
 
 @pytest.mark.parametrize("kind", ["hc", "mhc"])
@@ -63,17 +88,14 @@ def test_norms_gates_biases_and_mixers_do_not_decay(kind: str) -> None:
 
 def test_reported_norm_is_the_one_before_clipping() -> None:
     free, clipped = model(), model()
-    results = [
-        take_step(m, m, torch.optim.SGD(m.parameters(), 1.0), BATCH, 6, CPU, clip)
-        for m, clip in ((free, 0.0), (clipped, 1e-3))
-    ]
-    assert results[0] == results[1]
-    moved = [
-        sum((a - b).square().sum() for a, b in zip(m.parameters(), model().parameters(), strict=True)).sqrt()
-        for m in (free, clipped)
-    ]
-    assert moved[0].item() == pytest.approx(results[0].grad_norm, rel=1e-3)
-    assert moved[1].item() == pytest.approx(1e-3, rel=1e-2)
+    accumulate_gradients(alone(free), BATCH, 6, CPU)
+    expected = torch.cat([parameter.grad.flatten() for parameter in free.parameters()]).norm()
+    assert step(model(), 0.0).grad_norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    optimizer = build_optimizer(clipped, OptimConfig())
+    result = take_step(alone(clipped), optimizer, Guard(hold=True), BATCH, 6, CPU, 1e-3)
+    assert result.grad_norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    moments = torch.cat([state["exp_avg"].flatten() for state in optimizer.state.values()])
+    assert moments.norm().item() == pytest.approx(1e-3 * (1 - OptimConfig().betas[0]), rel=1e-2)
 
 
 def test_schedules() -> None:
@@ -84,36 +106,6 @@ def test_schedules() -> None:
     )
     paper = OptimConfig(lr=1.0, warmup_steps=0, schedule="steps")
     assert [learning_rate(paper, step, 100) for step in (0, 79, 80, 90)] == [1.0, 1.0, 0.316, 0.1]
-
-
-def saved(directory: Path, step: int) -> Path:
-    subject = model()
-    optimizer = build_optimizer(subject, OptimConfig())
-    take_step(subject, subject, optimizer, BATCH, 6, CPU, 1.0)
-    state = {"step": step}
-    return save_checkpoint(
-        directory, Config(model=MODEL), subject, optimizer_tensors(optimizer, subject), state, "{}", 2
-    )
-
-
-def test_checkpoints_are_pruned_found_and_verified(tmp_path: Path) -> None:
-    directory = tmp_path / "checkpoints"
-    for step in (1, 2, 3):
-        saved(directory, step)
-    assert [path.name for path in complete_checkpoints(directory)] == ["step-00000002", "step-00000003"]
-    assert find_checkpoint(tmp_path).name == (directory / "latest").read_text().strip() == "step-00000003"
-    checkpoint = load_checkpoint(tmp_path)
-    assert checkpoint.config == Config(model=MODEL) and checkpoint.state == {"step": 3}
-    assert not [path for path in directory.iterdir() if path.name.startswith(".")]
-    (directory / "step-00000004").mkdir()  # one whose manifest was never written
-    assert load_checkpoint(tmp_path).path.name == "step-00000003"
-
-
-def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
-    manifest = saved(tmp_path / "checkpoints", 1) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 9'))
-    with pytest.raises(CheckpointError, match="format version 9"):
-        load_checkpoint(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
