@@ -51,6 +51,19 @@ class Ranks:
         dist.all_gather_object(found, item, self.group)
         return found
 
+    def by_each(self, make: Callable[[], T]) -> list[T]:
+        """What every rank makes, told to all; where one fails, all fail with the first one's error."""
+        made: tuple[Any, Exception | None]
+        try:
+            made = make(), None
+        except Exception as error:
+            made = None, error
+        everyones = self.gather(made)
+        failures = [error for _, error in everyones if error is not None]
+        if failures:
+            raise failures[0]
+        return [item for item, _ in everyones]
+
     def by_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, told to all; where it fails, all fail with its error."""
         if self.group is None:

@@ -76,13 +76,18 @@ def publish(hidden: Path, final: Path) -> None:
 
 def prune(directory: Path, keep: Keep) -> list[Path]:
     """Remove what `keep` does not hold, and what was set aside at steps that are complete again; returns them."""
+    found = superfluous(directory, keep)
+    for path in found:
+        remove(path)
+    return found
+
+
+def superfluous(directory: Path, keep: Keep) -> list[Path]:
+    """What `prune` would remove."""
     complete = complete_checkpoints(directory)
     newest = step_of(complete[-1]) if complete else -1
     aside = [path for path in directory.glob(f"step-*{ASIDE}") if step_of(path) <= newest]
-    superfluous = keep.superfluous(complete) + sorted(aside)
-    for path in superfluous:
-        remove(path)
-    return superfluous
+    return keep.superfluous(complete) + sorted(aside)
 
 
 def remove(path: Path) -> None:

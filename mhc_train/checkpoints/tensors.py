@@ -67,15 +67,17 @@ def write_sharded(directory: Path, tensors: Mapping[str, Tensor], ranks: Ranks) 
             save(dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=alone)
         except CheckpointException as error:  # not an Exception, and the operating system's refusal is inside it
             raise OSError(None, "; ".join(str(failure[0]) for failure in error.failures.values())) from error
-    # Hashing is shared out like writing.
-    own = sorted(directory.glob("*.safetensors"))[ranks.rank :: ranks.world]
-    found = [_settled(path) for path in own]
-    return {name: facts for part in ranks.gather(found) for name, facts in part}
+        # Hashing is shared out like writing.
+        own = sorted(directory.glob("*.safetensors"))[ranks.rank :: ranks.world]
+        return {name: facts for part in ranks.by_each(lambda: _settled(own)) for name, facts in part.items()}
 
 
-def _settled(path: Path) -> tuple[str, dict[str, Any]]:
-    sync(path)
-    return f"{path.parent.name}/{path.name}", {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+def _settled(paths: list[Path]) -> Facts:
+    for path in paths:
+        sync(path)
+    return {
+        f"{path.parent.name}/{path.name}": {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in paths
+    }
 
 
 def read(place: Path) -> dict[str, Tensor]:

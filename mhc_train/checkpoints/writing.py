@@ -64,7 +64,7 @@ def write_checkpoint(directory: Path, snapshot: Snapshot, keep: Keep, ranks: Ran
     """
     ranks = ranks or Ranks()
     final = directory / name_of(snapshot.state["step"])
-    with _naming_the_need(snapshot, directory):
+    with _naming_the_need(snapshot, directory), storage_errors(final):
         hidden = ranks.by_first(lambda: _begin(final, snapshot))
         if hidden is None:
             return final
@@ -94,15 +94,14 @@ def _naming_the_need(snapshot: Snapshot, directory: Path) -> Any:
 
 def _begin(final: Path, snapshot: Snapshot) -> Path | None:
     """An empty hidden sibling; None where the checkpoint is there already and whole."""
-    with storage_errors(final):
-        if final.exists() and not verify(final):
-            return None
-        remove_leftovers(final.parent)
-        hidden = final.parent / f".{final.name}.{os.getpid()}"
-        hidden.mkdir(parents=True)
-        if snapshot.sharded:
-            (hidden / "model").mkdir()
-            (hidden / "optimizer").mkdir()
+    if final.exists() and not verify(final):
+        return None
+    remove_leftovers(final.parent)
+    hidden = final.parent / f".{final.name}.{os.getpid()}"
+    hidden.mkdir(parents=True)
+    if snapshot.sharded:
+        (hidden / "model").mkdir()
+        (hidden / "optimizer").mkdir()
     return hidden
 
 
@@ -124,8 +123,7 @@ def _complete(hidden: Path, final: Path, snapshot: Snapshot, files: Facts, world
     for name, text in texts.items():
         files[name] = _write_text(hidden / name, text)
     _write_text(hidden / "manifest.json", manifest_text(_description(snapshot, world) | {"files": files}))
-    with storage_errors(final):
-        publish(hidden, final)
+    publish(hidden, final)
 
 
 def _write_text(path: Path, text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import mhc_train
+from mhc_train.cli.checkpoint import checkpoint
 from mhc_train.cli.compare import compare
 from mhc_train.cli.data import data
 from mhc_train.cli.diagnose import diagnose
@@ -29,6 +30,7 @@ app.command()(fit)
 app.command()(compare)
 app.command()(diagnose)
 app.add_typer(data, name="data")
+app.add_typer(checkpoint, name="checkpoint")
 
 
 def _print_version(value: bool) -> None:
