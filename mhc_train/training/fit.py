@@ -83,16 +83,19 @@ def _run(
         say(f"Run {run.path}")
         say(f"Device {device.reason}")
         session = _session(config, run, corpus, model, device, checkpoint)
-        _train(session, stop)
-    memory, counted = device.peak_memory()
-    run.set_status(
-        "done",
-        seconds=time.monotonic() - started,
-        peak_memory=memory,
-        peak_memory_counted=counted,
-        tokens=session.progression.tokens,
-        **_data_facts(session),
-    )
+        try:
+            _train(session, stop)
+            memory, counted = device.peak_memory()
+            run.set_status(
+                "done",
+                seconds=time.monotonic() - started,
+                peak_memory=memory,
+                peak_memory_counted=counted,
+                tokens=session.progression.tokens,
+                **_data_facts(session),
+            )
+        finally:
+            session.tracker.finish()  # last: its wait is no part of the training
     return summary(run)
 
 
@@ -106,8 +109,6 @@ def _train(session: Session, stop: StopRequest) -> None:
             status = "stopped" if isinstance(error, Stopped) else "failed"
             session.run.set_status(status, error=str(error), **_data_facts(session))
         raise
-    finally:
-        session.tracker.finish()
 
 
 def _facts(config: Config, corpus: Corpus, model: Transformer, device: Device) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _session(
         load_optimizer_tensors(optimizer, model, checkpoint.tensors("optimizer"))
         progression = Progression(**checkpoint.state)
     forward = torch.compile(model) if config.train.compile else model
-    tracker = open_tracker(config.tracker, run.path.name, run.path, dataclasses.asdict(config))
+    tracker = open_tracker(config.tracker, run)
     return Session(config, run, corpus, model, forward, optimizer, device, tracker, progression)
 
 

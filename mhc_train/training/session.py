@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +53,9 @@ class Session:
         return {"val_loss": loss, "val_bpb": self.corpus.validation.bits_per_byte(loss)}
 
     def log(self, values: dict[str, float]) -> None:
-        """Write one line of metrics.jsonl and pass it to the tracker."""
+        """Write one line of metrics.jsonl, which the tracker follows."""
         progression = self.progression
         append_json_line(self.run.metrics, {"step": progression.step, "tokens": progression.tokens} | values)
-        self.tracker.log(progression.step, values)
 
     def advance(self, result: StepResult, tokens: int) -> None:
         """Count a finished step."""
@@ -67,12 +65,11 @@ class Session:
         progression.window.append(result.loss)
 
     def measure(self) -> None:
-        """Measure the residual path on the first validation tokens; write and track it."""
+        """Measure the residual path on the first validation tokens and write it down."""
         rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
         guarantees = self.model.path.guarantees
         document = measure(observe(self.model, self.corpus.validation.blocks[:rows]), guarantees)
         append_json_line(self.run.measurements, {"step": self.progression.step} | document)
-        self.tracker.log(self.progression.step, tracked_numbers(document))
 
     def save(self, data: State) -> None:
         """Write a checkpoint; `data` is the state after the last batch."""
@@ -86,17 +83,3 @@ class Session:
             self.corpus.tokenizer.json,
             self.config.train.keep_checkpoints,
         )
-
-
-def tracked_numbers(document: dict[str, Any]) -> dict[str, float]:
-    """The curves of a measurement that a tracker shows: gain and energy of every sublayer, and the composites."""
-    numbers: dict[str, float | None] = {}
-    for row in document["sublayers"]:
-        for measure_name in ("forward_gain", "backward_gain", "energy_gain", "gradient_energy_gain"):
-            numbers[f"{measure_name}/{row['name']}"] = row[measure_name]["max"]
-        numbers[f"energy/{row['name']}"] = row["energy_out"]["mean"]
-    for direction in ("forward", "backward"):
-        gains = [row[f"{direction}_gain"]["max"] for row in document["composite"][direction]]
-        numbers[f"composite/{direction}_gain"] = max(gains, key=lambda gain: float("inf") if gain is None else gain)
-    numbers["composite/difference_gain"] = document["composite"]["forward"][-1]["difference_gain"]["median"]
-    return {name: number for name, number in numbers.items() if number is not None}
