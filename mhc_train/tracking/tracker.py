@@ -111,6 +111,7 @@ class SendingTracker(Tracker):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                errors="replace",
                 start_new_session=True,  # the terminal's Ctrl-C is for the training
             ) as self._process:
                 for line in self._process.stdout or ():
