@@ -240,9 +240,12 @@ class TrackerConfig:
     kind: str = "wandb"
     """wandb | none."""
     mode: str = "auto"
-    """auto (online with a W&B account, offline without) | online | offline."""
+    """auto (offline where W&B cannot be reached at the start) | online (tried until it can) | offline."""
     project: str = "mhc-train"
     """W&B project."""
+    timeout: float = 60.0
+    """Seconds after which a call of the service counts as hanging, and that the end of a training waits at most for
+    what is not sent yet."""
 
 
 @dataclass(frozen=True)

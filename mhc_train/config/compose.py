@@ -64,6 +64,7 @@ RESUMABLE = (
     "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "diagnostics.every",
     "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
     "data.path", "data.on_error", "tracker.kind", "tracker.mode", "tracker.project",
+    "tracker.timeout",
 )  # fmt: skip
 """`data.path` too, and every `data.mixture.NAME.path`: text may be moved, but the data position refuses other text."""
 

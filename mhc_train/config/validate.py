@@ -31,7 +31,7 @@ POSITIVE = (
     "data.validation_tokens", "optim.lr", "optim.eps", "train.steps", "train.batch_tokens",
     "train.micro_batch", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.log_every",
     "diagnostics.tokens", "connection.write_multiplier", "connection.block",
-    "connection.norm_eps",
+    "connection.norm_eps", "tracker.timeout",
 )  # fmt: skip
 
 NOT_NEGATIVE = (

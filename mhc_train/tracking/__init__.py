@@ -1,4 +1,4 @@
-"""Trackers: where metrics go besides metrics.jsonl. A tracker that fails never stops a training."""
+"""Trackers: a service that shows what a run's files say. None of its failures can reach the training."""
 
 from mhc_train.tracking.tracker import Tracker, open_tracker
 

@@ -169,8 +169,16 @@ def _run(opened: Opened, model: Transformer, checkpoint: Checkpoint | None) -> d
         say(f"Run {opened.run.path}")
         say(f"Device {device.reason}; {opened.ranks.world} process{'es' if opened.ranks.world > 1 else ''}")
         session = _session(opened, model, checkpoint, stop)
-        _train(session, opened)
-    memory, counted = device.peak_memory()
+        try:
+            _train(session, opened)
+            _record_end(session, opened)
+        finally:
+            session.tracker.finish()  # last: its wait is no part of the training
+    return opened.ranks.by_first(lambda: summary(opened.run))
+
+
+def _record_end(session: Session, opened: Opened) -> None:
+    memory, counted = opened.device.peak_memory()
     opened.record(
         "done",
         seconds=time.monotonic() - opened.started,
@@ -179,7 +187,6 @@ def _run(opened: Opened, model: Transformer, checkpoint: Checkpoint | None) -> d
         tokens=session.progression.tokens,
         **_data_facts(session),
     )
-    return opened.ranks.by_first(lambda: summary(opened.run))
 
 
 def _train(session: Session, opened: Opened) -> None:
@@ -192,8 +199,6 @@ def _train(session: Session, opened: Opened) -> None:
             status = "stopped" if isinstance(error, Stopped) else "failed"
             opened.record(status, error=str(error), **_data_facts(session))
         raise
-    finally:
-        session.tracker.finish()
 
 
 def _facts(opened: Opened, model: Transformer) -> dict[str, Any]:
@@ -236,18 +241,11 @@ def _session(opened: Opened, model: Transformer, checkpoint: Checkpoint | None, 
     progression = _restored(checkpoint, parallel, optimizer) if checkpoint is not None else Progression()
     keep = Keep(config.train.keep_checkpoints, config.train.keep_every)
     saver = Saver(opened.run.checkpoints, keep, parallel.saving, config.train.async_save)
-    tracker = _tracker(opened)
+    tracker = open_tracker(config.tracker, opened.run) if ranks.first else Tracker()  # which speaks for all
     saved = progression.step if checkpoint is not None else -1
     return Session(
         config, opened.run, opened.corpus, parallel, optimizer, device, tracker, saver, stop, progression, saved
     )
-
-
-def _tracker(opened: Opened) -> Tracker:
-    """Rank 0's, which speaks for all."""
-    if not opened.ranks.first:
-        return Tracker(None)
-    return open_tracker(opened.config.tracker, opened.run.path.name, opened.run.path, dataclasses.asdict(opened.config))
 
 
 def _restored(checkpoint: Checkpoint, parallel: Parallel, optimizer: torch.optim.Optimizer) -> Progression:

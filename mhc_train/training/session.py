@@ -134,20 +134,18 @@ class Session:
         return {"val_loss": loss, "val_bpb": self.corpus.validation.bits_per_byte(loss)}
 
     def log(self, values: dict[str, Any]) -> None:
-        """Write one line of metrics.jsonl and pass it to the tracker."""
+        """Write one line of metrics.jsonl, which the tracker follows."""
         progression = self.progression
         if self.first:
             append_json_line(self.run.metrics, {"step": progression.step, "tokens": progression.tokens} | values)
-            self.tracker.log(progression.step, values)
 
     def measure(self) -> None:
-        """Measure the residual path on the first validation tokens; write and track it."""
+        """Measure the residual path on the first validation tokens and write it down."""
         rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
         model = self.parallel.model
         document = measure(observe(model, self.corpus.validation.blocks[:rows]), model.path.guarantees)
         if self.first:
             append_json_line(self.run.measurements, {"step": self.progression.step} | document)
-            self.tracker.log(self.progression.step, tracked_numbers(document))
 
     def asked_to_stop(self, own: Reason = Reason.NONE) -> Reason:
         """Why all ranks are to stop now, agreed by them; `own` is what this one has besides signals and time."""
@@ -201,17 +199,3 @@ class Session:
             raise StorageError(failures[0])
         if failures:
             say(f"{failures[0]} The training goes on, as train.on_save_error=continue asks.")
-
-
-def tracked_numbers(document: dict[str, Any]) -> dict[str, float]:
-    """The curves of a measurement that a tracker shows: gain and energy of every sublayer, and the composites."""
-    numbers: dict[str, float | None] = {}
-    for row in document["sublayers"]:
-        for measure_name in ("forward_gain", "backward_gain", "energy_gain", "gradient_energy_gain"):
-            numbers[f"{measure_name}/{row['name']}"] = row[measure_name]["max"]
-        numbers[f"energy/{row['name']}"] = row["energy_out"]["mean"]
-    for direction in ("forward", "backward"):
-        gains = [row[f"{direction}_gain"]["max"] for row in document["composite"][direction]]
-        numbers[f"composite/{direction}_gain"] = max(gains, key=lambda gain: float("inf") if gain is None else gain)
-    numbers["composite/difference_gain"] = document["composite"]["forward"][-1]["difference_gain"]["median"]
-    return {name: number for name, number in numbers.items() if number is not None}

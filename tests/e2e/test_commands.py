@@ -314,21 +314,6 @@ def test_the_wheel_works_from_anywhere(tmp_path: Path) -> None:
     assert str(target) in subprocess.run(where, capture_output=True, text=True, cwd=elsewhere, env=environment).stdout
 
 
-def test_wandb_offline_keeps_a_run_in_the_run_directory(tmp_path: Path) -> None:
-    result = in_process("fit", *overrides(tmp_path), "tracker=wandb", "tracker.mode=offline", WANDB_MODE="offline")
-    assert result.returncode == 0, result.stderr
-    assert "W&B: offline" in result.stderr and "could not" not in result.stderr and "failed" not in result.stderr
-    (file,) = only_run(tmp_path).glob("wandb/offline-run-*/*.wandb")
-    content = file.read_bytes()
-    for key in (
-        b"forward_gain/layers.0.attention",
-        b"energy/layers.1.feedforward",
-        b"composite/forward_gain",
-        b"val_bpb",
-    ):
-        assert key in content
-
-
 def test_a_resumed_run_keeps_its_beginning_and_records_its_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a training: gradients of a global batch, decay, schedule, checkpoints, trackers."""
+"""The parts of a training: gradients of a global batch, decay, schedule, checkpoints."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,6 @@ from mhc_train.model import Transformer
 from mhc_train.model.cost import estimate_memory, training_flops_per_token
 from mhc_train.ranks import Ranks
 from mhc_train.schema import Config, ConnectionConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from mhc_train.tracking import Tracker
 from mhc_train.training.device import Device, check_float64, choose_device, loader_workers
 from mhc_train.training.distributed import Parallel, lay_out
 from mhc_train.training.optimizer import build_optimizer, decays, learning_rate
@@ -113,26 +112,6 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         with pytest.raises(ConfigError, match="train.device = cuda"):
             choose_device(TrainConfig(device="cuda"))
     assert "asked for" in CPU.reason
-
-
-class FailingBackend:
-    calls = 0
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.calls += 1
-        raise ConnectionError("gone")
-
-    def finish(self) -> None:
-        raise AssertionError("never reached")
-
-
-def test_a_failing_tracker_is_switched_off_with_one_message(capsys: pytest.CaptureFixture[str]) -> None:
-    backend = FailingBackend()
-    tracker = Tracker(backend)
-    for step in range(3):
-        tracker.log(step, {"loss": 1.0})
-    tracker.finish()
-    assert backend.calls == 1 and capsys.readouterr().err.count("tracker failed") == 1
 
 
 @pytest.mark.parametrize(("mixer", "needed"), [("newton", True), ("spectral", True), ("sinkhorn", False)])

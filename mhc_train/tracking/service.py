@@ -1,0 +1,100 @@
+"""Tracking services: what one must offer, and Weights & Biases."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from mhc_train.schema import TrackerConfig
+from mhc_train.tracking.curves import Values
+
+LONGEST_INIT_SECONDS = 10.0
+
+
+class Service(Protocol):
+    """A session at a tracking service. Any call may raise, and any may hang."""
+
+    directory: Path | None
+    """Where an offline session is written; None if it is online."""
+
+    last_step: int | None
+    """The last step that the service has of the run, -1 for none; None if it cannot tell."""
+
+    def log(self, step: int, values: Values) -> None:
+        """Hand over the values of a step."""
+
+    def finish(self) -> None:
+        """Return when everything handed over is safe."""
+
+
+class WeightsAndBiases:
+    """A W&B run, online or offline."""
+
+    def __init__(self, run: Any, online: bool) -> None:
+        self._run = run
+        self.directory = None if online else Path(run.dir).parent
+        self.last_step = run.starting_step - 1 if online else None  # an offline file begins empty
+
+    def log(self, step: int, values: Values) -> None:
+        """Hand over the values of a step; W&B keeps them in memory and uploads or writes them when it likes."""
+        self._run.log(values, step=step)
+
+    def finish(self) -> None:
+        """Return when all is uploaded, or, offline, on the disk."""
+        self._run.finish()
+
+
+def start_wandb(
+    config: TrackerConfig, directory: Path, document: dict[str, Any], identity: str, tell: Callable[[str], None]
+) -> Service:
+    """Begin a W&B session of the run `identity`, or go on with it.
+
+    Args:
+        config: mode, project and timeout.
+        directory: the run directory, under which W&B's files go.
+        document: the configuration, recorded with the run.
+        identity: the run's id at W&B; the directory's name is what people see.
+        tell: called with a line for people: which mode it is, and why.
+    """
+    import wandb
+
+    def start(mode: Literal["online", "offline"]) -> Service:
+        settings = wandb.Settings(
+            # So that there is time left to begin again offline before the start counts as hanging.
+            init_timeout=min(LONGEST_INIT_SECONDS, config.timeout / 3),
+            silent=True,
+            console="off",
+            x_stats_pid=os.getppid(),  # it is the training whose processor and memory are of interest
+        )
+        run = wandb.init(
+            project=config.project,
+            id=identity,
+            resume="allow",
+            name=directory.name,
+            dir=directory,
+            config=document,
+            allow_val_change=True,
+            mode=mode,
+            settings=settings,
+        )
+        return WeightsAndBiases(run, mode == "online")
+
+    if config.mode != "offline":
+        try:
+            service = start("online")
+        except Exception as error:  # no key, no network, another's run: only `auto` may do without
+            if config.mode == "online":
+                raise
+            tell(f"W&B cannot be reached ({reason(error)}).")
+            wandb.teardown()
+        else:
+            tell("W&B: online.")
+            return service
+    service = start("offline")
+    tell(f"W&B: offline. After the training, `wandb sync {directory}/wandb/offline-run-*` sends it.")
+    return service
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its kind."""
+    return (str(error) or type(error).__name__).splitlines()[0]
