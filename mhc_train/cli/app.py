@@ -23,8 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, compare and audit language models whose residual stream is a hyper-connection.",
     epilog="Exit codes: 0 done; 1 internal error; 2 usage or configuration; 3 data; 4 checkpoint; 5 numerics; "
-    "6 --fail-on holds; 7 cannot write; 75 stopped by a signal after a save; 130 interrupted twice, or with nothing "
-    "to save.",
+    "6 --fail-on holds; 7 cannot write; 75 stopped, by a signal or the time limit, after a save; 130 interrupted "
+    "twice, or with nothing to save.",
 )
 app.command()(fit)
 app.command()(compare)

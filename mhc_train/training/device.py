@@ -25,6 +25,12 @@ class Device:
         """Lower precision for the sublayers, where it was chosen."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device, on its way there while the host goes on."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # or the copy would wait for the GPU
+        return tensor.to(self.device, non_blocking=True)
+
     def peak_memory(self) -> tuple[int, str]:
         """Bytes, and what was counted: allocations on a GPU, the whole process elsewhere."""
         if self.device.type == "cuda":

@@ -164,7 +164,8 @@ def _run(opened: Opened, model: Transformer, checkpoint: Checkpoint | None) -> d
     if checkpoint is not None:
         del facts["backbone_fingerprint"]  # of the weights at the start, which the status has
     limit = 60 * config.train.time_limit - (time.monotonic() - opened.started) if config.train.time_limit else math.inf
-    with stop_on_signals(limit) as stop:  # from here on there is a run, which a signal must not leave as it is
+    # From here on there is a run, which a signal must not leave as it is.
+    with _ending_together(opened.ranks), stop_on_signals(limit) as stop:
         opened.record("running", **facts)
         say(f"Run {opened.run.path}")
         say(f"Device {device.reason}; {opened.ranks.world} process{'es' if opened.ranks.world > 1 else ''}")
@@ -175,6 +176,16 @@ def _run(opened: Opened, model: Transformer, checkpoint: Checkpoint | None) -> d
         finally:
             session.tracker.finish()  # last: its wait is no part of the training
     return opened.ranks.by_first(lambda: summary(opened.run))
+
+
+@contextlib.contextmanager
+def _ending_together(ranks: Ranks) -> Iterator[None]:
+    """Let a rank that was stopped wait for the others: some launchers kill all when the first one ends."""
+    try:
+        yield
+    except Stopped:
+        ranks.gather(None)
+        raise
 
 
 def _record_end(session: Session, opened: Opened) -> None:

@@ -77,8 +77,7 @@ def accumulate_gradients(
     parts = batch.split(micro_batch)
     for number, part in enumerate(parts, 1):
         with parallel.synchronising(number == len(parts)):
-            inputs = part.to(device.device, non_blocking=True)
-            loss = token_losses(parallel.forward, inputs, device).sum() / tokens
+            loss = token_losses(parallel.forward, device.put(part), device).sum() / tokens
             (loss * world).backward()  # exchanged gradients are averages over the ranks
         total += loss.detach()
     return parallel.summed(total)
@@ -112,7 +111,7 @@ def validation_loss(
         between()
         # Every rank takes part in every turn, which a sharded model needs; what is beyond the end does not count.
         number = first + rank
-        losses = token_losses(parallel.forward, parts[min(number, len(parts) - 1)].to(device.device), device)
+        losses = token_losses(parallel.forward, device.put(parts[min(number, len(parts) - 1)]), device)
         if number < len(parts):
             total += losses.sum(dtype=exact)
     return float(parallel.summed(total)) / blocks[:, 1:].numel()
