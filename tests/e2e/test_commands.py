@@ -128,11 +128,14 @@ def test_a_corrupt_checkpoint_is_refused_by_name(
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert run_command(monkeypatch, "diagnose", str(run)) == 4
+    assert run_command(monkeypatch, "diagnose", str(run / STEP_8)) == 4
     assert f"{name} is corrupt" in capsys.readouterr().err
     file.unlink()
-    assert run_command(monkeypatch, "fit", "--resume", str(run)) == 4
+    assert run_command(monkeypatch, "fit", "--resume", str(run / STEP_8)) == 4
     assert f"{name} is missing" in capsys.readouterr().err
+    assert run_command(monkeypatch, "diagnose", str(run)) == 0
+    output = capsys.readouterr()
+    assert f"{name} is missing. The one before it is used" in output.err and "step-00000004" in output.out
 
 
 def test_bad_configuration_is_reported_all_at_once(
@@ -189,14 +192,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: it lets the first checkpoint through, not the second."""
     script = (
         "import resource, sys\n"
-        "from mhc_train import checkpoints\n"
+        "from mhc_train.checkpoints import writing\n"
         "from mhc_train.cli.app import main\n"
-        "write = checkpoints._write_tensors\n"
+        "write = writing.write_whole\n"
         "def limited(path, tensors):\n"
         "    if 'step-00000008' in path.parent.name:\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "    write(path, tensors)\n"
-        "checkpoints._write_tensors = limited\n"
+        "    return write(path, tensors)\n"
+        "writing.write_whole = limited\n"
         "main()\n"
     )
     command = [sys.executable, "-c", script, "fit", *overrides(tmp_path)]
