@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from mhc_train.console import say
 from mhc_train.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+ECHO_SECONDS = 5.0
 
 
 class Reason(IntEnum):
@@ -47,6 +49,8 @@ class StopRequest:
         """Seconds before the deadline at which the end is asked for."""
         self.signal: signal.Signals | None = None
         self.waiting = False
+        # The terminal's Ctrl-C reaches every process, and torchrun then sends it to each once more.
+        self._echo_until = ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
     @property
     def reason(self) -> Reason:
@@ -58,8 +62,12 @@ class StopRequest:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler of all `SIGNALS`."""
         if self.signal is not None:
+            if time.monotonic() < self._echo_until:
+                self._echo_until = 0.0
+                return
             raise Interrupted("Interrupted twice: ended without saving.")
         self.signal = signal.Signals(number)
+        self._echo_until += time.monotonic()
         say(f"{self.signal.name}: stopping after this step, with a checkpoint. Once more to end at once.")
         if self.waiting:
             raise WaitedEnough
