@@ -57,8 +57,8 @@ OPEN = ("connection.options.", "data.mixture.")
 # What may differ between a run and its continuation: how long, how often, where; never what is learnt from what.
 RESUMABLE = (
     "train.steps", "train.eval_every", "train.save_every", "train.log_every", "train.keep_checkpoints",
-    "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "diagnostics.every",
-    "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
+    "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "train.recompute",
+    "diagnostics.every", "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
     "data.path", "data.on_error", "tracker.kind", "tracker.mode", "tracker.project",
 )  # fmt: skip
 """`data.path` too, and every `data.mixture.NAME.path`: text may be moved, but the data position refuses other text."""

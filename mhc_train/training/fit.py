@@ -19,6 +19,7 @@ from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
 from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
+from mhc_train.model.recompute import segment_length
 from mhc_train.runs import Run, create_run, find_run
 from mhc_train.schema import Config
 from mhc_train.tracking import open_tracker
@@ -147,6 +148,7 @@ def _session(
     if checkpoint is not None:
         load_optimizer_tensors(optimizer, model, checkpoint.tensors("optimizer"))
         progression = Progression(**checkpoint.state)
+    model.recompute = segment_length(config.train.recompute, config.connection.streams, model.sublayers)
     forward = torch.compile(model) if config.train.compile else model
     tracker = open_tracker(config.tracker, run.path.name, run.path, dataclasses.asdict(config))
     return Session(config, run, corpus, model, forward, optimizer, device, tracker, progression)

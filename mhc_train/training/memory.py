@@ -1,0 +1,123 @@
+"""How much memory a training step takes, found by taking one on tensors that have sizes but no content."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from mhc_train.model import Transformer
+from mhc_train.model.recompute import segment_length
+from mhc_train.schema import Config
+from mhc_train.training.device import Device
+from mhc_train.training.optimizer import build_optimizer
+from mhc_train.training.step import token_losses
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step on one device, as its allocations count them; the framework itself comes on top."""
+
+    weights: int
+    """Parameters and buffers."""
+    gradients: int
+    optimizer: int
+    """AdamW's moments."""
+    activations: int
+    """What the forward pass of one micro-batch leaves for the backward pass."""
+    transient: int
+    """Most that exists at once beside weights, gradients and moments: what is kept and what is being worked on."""
+    peak: int
+    """Most that exists at once. Without accumulation it is less than the sum of weights, gradients, moments and
+    transients: gradients come as activations go."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operators make, from when they are made until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak, self.transient = 0, 0, 0
+        self.permanent = 0
+        """Bytes of `live` that are not transient; for the user to set."""
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and count what is new."""
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        self.peak = max(self.peak, self.live)
+        self.transient = max(self.transient, self.live - self.permanent)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self.live -= size
+
+
+def estimate_memory(config: Config, device: Device) -> Memory:
+    """Take the second step of a training, of a single micro-batch, without allocating anything.
+
+    The operators are the CPU's, which keep what a GPU's keep (attention never has its scores in memory); precision and
+    the optimizer's way of updating are the device's own.
+    """
+    train, device, on_gpu = config.train, replace(device, device=torch.device("cpu")), device.device.type == "cuda"
+    with FakeTensorMode(), LiveBytes() as count:
+        # Sinkhorn's rounds would take most of the time here, and have next to no memory.
+        model = Transformer(config.model, replace(config.connection, iterations=1), config.data.vocab_size)
+        model.recompute = segment_length(train.recompute, config.connection.streams, model.sublayers)
+        weights = count.live
+        optimizer = build_optimizer(model, config.optim)
+        for group in optimizer.param_groups:
+            group["foreach"] = on_gpu  # torch's own choice there: all at once, with a temporary copy
+        _fill_gradients(model)
+        gradients = count.live - weights
+        optimizer.step()
+        moments = count.live - weights - gradients
+        if train.batch_tokens == train.micro_batch * config.data.seq_len:
+            optimizer.zero_grad()
+        count.permanent = count.peak = count.live
+        count.transient = 0
+        activations = _take_step(model, optimizer, config, device, count)
+    return Memory(weights, gradients, moments, activations, count.transient, count.peak)
+
+
+def _fill_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def _take_step(
+    model: Transformer, optimizer: torch.optim.Optimizer, config: Config, device: Device, count: LiveBytes
+) -> int:
+    """One micro-batch and an update; returns the bytes that the forward pass leaves."""
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.register_post_accumulate_grad_hook(lambda p: _add_permanent(count, p))
+    before = count.live
+    blocks = torch.zeros(config.train.micro_batch, config.data.seq_len + 1, dtype=torch.long)
+    loss = token_losses(model, blocks, device).sum()
+    activations = count.live - before
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
+    optimizer.step()
+    return activations
+
+
+def _add_permanent(count: LiveBytes, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    count.permanent += parameter.grad.untyped_storage().nbytes()
