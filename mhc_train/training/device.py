@@ -23,7 +23,8 @@ class Device:
 
     def autocast(self) -> torch.autocast:
         """Lower precision for the sublayers, where it was chosen."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        # Every weight is used once in a forward pass: kept copies would only fill the memory.
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
     def peak_memory(self) -> tuple[int, str]:
         """Bytes, and what was counted: allocations on a GPU, the whole process elsewhere."""

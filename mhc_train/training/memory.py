@@ -31,7 +31,9 @@ class Memory:
     activations: int
     """What the forward pass of one micro-batch leaves for the backward pass."""
     transient: int
-    """Most that exists at once beside weights, gradients and moments: what is kept and what is being worked on."""
+    """Most that exists beside weights, gradients and moments in forward and backward pass: kept and being worked on."""
+    update: int
+    """The same in AdamW's update, which on a GPU takes a copy of the weights for a while."""
     peak: int
     """Most that exists at once. Without accumulation it is less than the sum of weights, gradients, moments and
     transients: gradients come as activations go."""
@@ -91,9 +93,43 @@ def estimate_memory(config: Config, device: Device) -> Memory:
         if train.batch_tokens == train.micro_batch * config.data.seq_len:
             optimizer.zero_grad()
         count.permanent = count.peak = count.live
+        activations, transient = _backpropagate(model, config, device, count)
         count.transient = 0
-        activations = _take_step(model, optimizer, config, device, count)
-    return Memory(weights, gradients, moments, activations, count.transient, count.peak)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
+        optimizer.step()
+    return Memory(weights, gradients, moments, activations, transient, update=count.transient, peak=count.peak)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Bytes on each of several devices that share weights, gradients and moments (FSDP2); computed from `Memory`."""
+
+    devices: int
+    states: int
+    """A device's part of weights, gradients and moments."""
+    gathered: int
+    """What is whole for a while, float32: everything outside of the sublayers with its gradients; two sublayers'
+    weights, of which one is on its way; one sublayer's gradients."""
+    transient: int
+    """As on one device, since each works on micro-batches of its own; but an update is of its part alone."""
+
+    @property
+    def peak(self) -> int:
+        """The sum, an upper bound: the three need not be largest at the same moment."""
+        return self.states + self.gathered + self.transient
+
+
+def shard(memory: Memory, model: Transformer, devices: int) -> Shards:
+    """What is left for each device where every attention, every feed-forward and the rest are sharded over them all."""
+    sublayers = [_size(sublayer) for sublayer in (*model.attention, *model.feedforward)]
+    rest = _size(model) - sum(sublayers)
+    states = memory.weights + memory.gradients + memory.optimizer
+    transient = max(memory.transient, memory.update // devices)
+    return Shards(devices, -(-states // devices), 2 * rest + 3 * max(sublayers), transient)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
 def _fill_gradients(model: nn.Module) -> None:
@@ -101,21 +137,18 @@ def _fill_gradients(model: nn.Module) -> None:
         parameter.grad = torch.zeros_like(parameter)
 
 
-def _take_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, config: Config, device: Device, count: LiveBytes
-) -> int:
-    """One micro-batch and an update; returns the bytes that the forward pass leaves."""
+def _backpropagate(model: Transformer, config: Config, device: Device, count: LiveBytes) -> tuple[int, int]:
+    """One micro-batch; returns the bytes that the forward pass leaves, and the most that exists at once."""
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.register_post_accumulate_grad_hook(lambda p: _add_permanent(count, p))
     before = count.live
+    count.transient = 0
     blocks = torch.zeros(config.train.micro_batch, config.data.seq_len + 1, dtype=torch.long)
     loss = token_losses(model, blocks, device).sum()
     activations = count.live - before
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or float("inf"))
-    optimizer.step()
-    return activations
+    return activations, count.transient
 
 
 def _add_permanent(count: LiveBytes, parameter: Tensor) -> None:

@@ -46,7 +46,7 @@ def results(model: Transformer, recompute: int, dtype: torch.dtype = torch.float
 
 
 @OPTIONS
-@pytest.mark.parametrize("length", [1, 4, 6])
+@pytest.mark.parametrize("length", [1, 4])
 def test_gradients_are_the_same_to_the_last_bit(option: str, length: int) -> None:
     model = random_model(option)
     for one, other in zip(results(model, 0), results(model, length), strict=True):
@@ -61,10 +61,9 @@ def test_so_are_those_under_autocast_and_a_document_mask(option: str, dtype: tor
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("option", ["hc", "mhc_single_pass"])
-def test_a_compiled_model_recomputes_too(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_recomputes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks cannot be traced
-    model = random_model(option, replace(MODEL, layers=2))
+    model = random_model("mhc_single_pass", replace(MODEL, layers=2))
     expected = results(model, 0)
     torch.compiler.reset()
     model.recompute = 3
