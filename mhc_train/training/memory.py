@@ -108,8 +108,8 @@ class Shards:
     states: int
     """A device's part of weights, gradients and moments."""
     gathered: int
-    """What is whole for a while, float32: everything outside of the sublayers with its gradients; two sublayers'
-    weights, of which one is on its way; one sublayer's gradients."""
+    """What is whole for a while, float32: everything outside of the sublayers with its gradients; the weights of the
+    sublayers at work, a whole segment where it runs again, and of one that is on its way; one sublayer's gradients."""
     transient: int
     """As on one device, since each works on micro-batches of its own; but an update is of its part alone."""
 
@@ -120,12 +120,20 @@ class Shards:
 
 
 def shard(memory: Memory, model: Transformer, devices: int) -> Shards:
-    """What is left for each device where every attention, every feed-forward and the rest are sharded over them all."""
-    sublayers = [_size(sublayer) for sublayer in (*model.attention, *model.feedforward)]
+    """What is left for each device where every attention, every feed-forward and the rest are sharded over them all.
+
+    Args:
+        memory: of the same model.
+        model: with `recompute` as it is to be trained.
+        devices: how many.
+    """
+    sublayers = [_size(half) for layer in zip(model.attention, model.feedforward, strict=True) for half in layer]
     rest = _size(model) - sum(sublayers)
+    at_once = max(1, model.recompute) + 1
+    window = max(sum(sublayers[first : first + at_once]) for first in range(len(sublayers)))
     states = memory.weights + memory.gradients + memory.optimizer
     transient = max(memory.transient, memory.update // devices)
-    return Shards(devices, -(-states // devices), 2 * rest + 3 * max(sublayers), transient)
+    return Shards(devices, -(-states // devices), 2 * rest + window + max(sublayers), transient)
 
 
 def _size(module: nn.Module) -> int:

@@ -23,6 +23,7 @@ def plan(config: Config) -> dict[str, Any]:
     train, seq_len, vocab_size = config.train, config.data.seq_len, config.data.vocab_size
     with FakeTensorMode():
         skeleton = Transformer(config.model, config.connection, vocab_size)
+    skeleton.recompute = segment_length(train.recompute, config.connection.streams, skeleton.sublayers)
     parameters = parameters_by_part(skeleton)
     memories = _memories(config, device)
     chosen = memories[train.recompute]
