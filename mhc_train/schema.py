@@ -189,6 +189,9 @@ class TrainConfig:
     """auto | float32 | bfloat16 (autocast; weights, streams and coefficients stay float32)."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    recompute: str = "none"
+    """What the backward pass computes again instead of keeping it: none | auto (segments of sqrt(n L / (n + 2)) of all
+    L sublayers, as the mHC paper has it) | a number of sublayers a segment. Same gradients, less memory, more time."""
     threads: int = 0
     """Threads of the CPU backend; 0 leaves torch's own choice."""
     eval_every: int = 200

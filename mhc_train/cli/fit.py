@@ -105,9 +105,31 @@ def _print_plan(config: "Config", json: bool) -> None:
     print_table(
         "Parameters", ("part", "count"), [(part, f"{count:,}") for part, count in document["parameters"].items()]
     )
-    print_table("Memory", ("of", "MiB"), [(part, f"{size / 2**20:,.1f}") for part, size in document["memory"].items()])
+    memory = document["memory"]
+    print_table("Memory", ("of", "MiB"), [(part, _mebibytes(size)) for part, size in memory.items()])
+    print_table(
+        "Recomputation",
+        ("train.recompute", "sublayers a segment", "kept, MiB", "peak, MiB", "more forward"),
+        [
+            (row["recompute"], str(row["sublayers"] or "-"), _mebibytes(row["activations"]), _mebibytes(row["peak"]),
+             f"{row['extra_forward']:.0%}")
+            for row in document["recompute"]
+        ],
+    )  # fmt: skip
+    print_table(
+        "Sharded, each device",
+        ("devices", "states, MiB", "gathered, MiB", "transient, MiB", "at most, MiB"),
+        [
+            (str(row["devices"]), *(_mebibytes(row[part]) for part in ("states", "gathered", "transient", "peak")))
+            for row in document["sharded"]
+        ],
+    )
     print(
         f"{document['tokens_per_step']:,} tokens a step ({document['accumulation']} micro-batches), "
         f"{document['total_tokens']:,} tokens in all, {document['flops_per_token'] / 1e6:,.1f} MFLOP a token. "
         f"Device: {document['device']}"
     )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f}"

@@ -64,7 +64,7 @@ class Problem:
 
 def validate(config: Config) -> list[Problem]:
     """Every problem of a typed configuration; an empty list means that it can be run."""
-    checks = (_choices, _ranges, _model, _connection, _batch, _data)
+    checks = (_choices, _ranges, _model, _connection, _recompute, _batch, _data)
     problems = [problem for check in checks for problem in check(config)]
     if not {problem.key for problem in problems} & BUILT_FROM:
         problems += _undefined(config)
@@ -212,6 +212,14 @@ def _undefined(config: Config) -> Iterator[Problem]:
             kind(config.connection, dim=1, index=0, sublayers=2 * config.model.layers)
     except (ValueError, TypeError) as error:
         yield Problem("connection", config.connection.title, str(error), "Or type another connection=.")
+
+
+def _recompute(config: Config) -> Iterator[Problem]:
+    value = config.train.recompute
+    is_number = value.isascii() and value.isdigit() and int(value) > 0
+    if value not in ("none", "auto") and not is_number:
+        mend = "Type train.recompute=none." if value == "0" else "Type train.recompute=auto."
+        yield Problem("train.recompute", value, "must be none, auto, or a number of sublayers from 1 on", mend)
 
 
 def _batch(config: Config) -> Iterator[Problem]:

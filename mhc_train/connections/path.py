@@ -18,7 +18,7 @@ class State(NamedTuple):
     streams: Float[Tensor, "batch seq n C"]
     """The residual streams, float32."""
     maps: Maps | None
-    """The maps of the sublayer that comes next; None after the last."""
+    """The maps of the sublayer that comes next; None before they are made, and after the last sublayer."""
     projected: Float[Tensor, "batch seq n"] | None = None
     """The read weights that the sublayer which comes next has projected: those of its successor in a single pass."""
 
@@ -26,7 +26,8 @@ class State(NamedTuple):
 class Path(nn.Module):
     """Strings the connections of a model together; all that the transformer knows of its residual streams.
 
-    `cross` is one write and the next read. A connection that fuses the two subclasses this.
+    `cross` is one write and the next read. A connection that fuses the two subclasses this. Where a model is cut in
+    two, `write` and `read` stand alone: a state without maps is the least that can be kept there.
 
     Args:
         connections: one a sublayer, all of the same number of streams.
@@ -65,34 +66,44 @@ class Path(nn.Module):
 
     def enter(self, embedding: Float[Tensor, "batch seq C"]) -> tuple[State, Float[Tensor, "batch seq C"]]:
         """Give every stream the embedding and read the first sublayer's input."""
+        return self.read(0, self.expand(embedding))
+
+    def expand(self, embedding: Float[Tensor, "batch seq C"]) -> State:
+        """Give every stream the embedding; nothing has been read yet."""
         streams = embedding.unsqueeze(-2)
         if self.scale is not None:
             streams = streams * self.scale
         elif self.streams > 1:
             streams = streams.expand(-1, -1, self.streams, -1).contiguous()
-        return self._read(0, streams)
+        return State(streams, None)
 
     def cross(
         self, index: int, state: State, output: Float[Tensor, "batch seq C"]
     ) -> tuple[State, Float[Tensor, "batch seq C"]]:
         """Write sublayer `index`'s output, then read the next one's input; after the last, read the streams out."""
+        return self.read(index + 1, self.write(index, state, output))
+
+    def write(self, index: int, state: State, output: Float[Tensor, "batch seq C"]) -> State:
+        """Write sublayer `index`'s output; the next sublayer's maps are yet to be made."""
         assert state.maps is not None
         with _float32(state.streams):
             streams = self[index].write(state.streams, output.to(state.streams.dtype), state.maps)
-        return self._read(index + 1, streams, state.projected)
+        return State(streams, None, state.projected)
 
-    def anneal(self, progress: float) -> None:
-        """Tell every connection what share of the training is over, 0 to 1."""
-        for index in range(len(self)):
-            self[index].anneal(progress)
-
-    def _read(self, index: int, streams: Tensor, projected: Tensor | None = None) -> tuple[State, Tensor]:
+    def read(self, index: int, state: State) -> tuple[State, Float[Tensor, "batch seq C"]]:
+        """Make sublayer `index`'s maps and read its input; after the last, read the streams out."""
+        streams, _, projected = state
         with _float32(streams):
             if index == len(self):
                 return State(streams, None), self.read_out(streams, projected)
             maps, projected = self._maps(index, streams, projected)
             x = self[index].read(streams, maps.pre)
         return State(streams, maps, projected), x
+
+    def anneal(self, progress: float) -> None:
+        """Tell every connection what share of the training is over, 0 to 1."""
+        for index in range(len(self)):
+            self[index].anneal(progress)
 
     def _maps(self, index: int, streams: Tensor, projected: Tensor | None) -> tuple[Maps, Tensor | None]:
         return self[index].maps(streams), None

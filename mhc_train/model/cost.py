@@ -1,11 +1,6 @@
-"""What a model costs, known before it is trained: parameters by part, operations a token, memory."""
+"""What a model costs, known before it is trained: parameters by part, operations a token."""
 
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mhc_train.model.transformer import Transformer
 
@@ -37,49 +32,7 @@ def training_flops_per_token(model: Transformer, seq_len: int) -> int:
     return 3 * (2 * (weights + output) + attention + connections)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a training step on one device."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    """Tensors that the forward pass keeps for the backward, of one micro-batch."""
-
-    @property
-    def total(self) -> int:
-        """All together; temporary buffers and the framework itself come on top."""
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def estimate_memory(model: Transformer, micro_batch: int, seq_len: int, dtype: torch.dtype) -> Memory:
-    """Memory of a training step, counted in a forward pass.
-
-    Args:
-        model: best made and counted under `FakeTensorMode`, where nothing is allocated, whatever the size.
-        micro_batch: sequences at once.
-        seq_len: tokens a sequence.
-        dtype: the autocast type; float32 for none.
-    """
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    kept = _kept_for_backward(model, torch.zeros(micro_batch, seq_len, dtype=torch.long), dtype)
-    return Memory(weights=weights, gradients=weights, optimizer=2 * weights, activations=kept)
-
-
-def _kept_for_backward(model: Transformer, tokens: Tensor, dtype: torch.dtype) -> int:
-    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-    # The storages themselves are held, so that no address is used twice.
-    storages: dict[int, Any] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            storages[storage._cdata] = storage
-        return tensor
-
-    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-        logits = model(tokens)
-        F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-    return sum(storage.nbytes() for storage in storages.values())
+def recomputed_share(model: Transformer, seq_len: int) -> float:
+    """What running every segment again adds to a step, as a share of one forward pass: all but the output head."""
+    head = 2 * model.vocab_size * model.config.dim
+    return 1 - 3 * head / training_flops_per_token(model, seq_len)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mhc_train.connections import State, build_path
 from mhc_train.model.attention import Attention, document_mask, rotation_table
@@ -29,6 +30,10 @@ class Transformer(nn.Module):
         end_of_text: the id that closes a document, for `document_mask`; loading weights restores it.
     """
 
+    recompute: int
+    """Sublayers a segment of which only the first streams are kept for the backward pass, which runs the segment again;
+    0 keeps everything. Neither results nor checkpoints depend on it: set it at any time."""
+
     def __init__(
         self,
         model: ModelConfig,
@@ -38,6 +43,7 @@ class Transformer(nn.Module):
         end_of_text: int = 0,
     ) -> None:
         super().__init__()
+        self.recompute = 0
         self.config, self.vocab_size = model, vocab_size
         self.sublayers = 2 * model.layers
         self.embedding = nn.Embedding(vocab_size, model.dim)
@@ -60,16 +66,32 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "batch seq vocab"]:
         """Next-token logits of every position; `observe` sees the streams and maps as they pass."""
         mask = None if self.end_of_text is None else document_mask(tokens, self.end_of_text)
-        state, x = self.path.enter(self.embedding(tokens))
-        for index in range(self.sublayers):
-            output = self._sublayer(index, x, mask)
-            if observe is not None:
-                observe(index, state, output)
-            state, x = self.path.cross(index, state, output)
+        state = self.path.expand(self.embedding(tokens))
+        # What an observer sees is kept by it, and without gradients there is nothing to keep.
+        if self.recompute and observe is None and torch.is_grad_enabled():
+            for first in range(0, self.sublayers, self.recompute):
+                last = min(first + self.recompute, self.sublayers)
+                state = checkpoint(self._segment, first, last, state, mask, use_reentrant=False)
+        else:
+            state = self._segment(0, self.sublayers, state, mask, observe)
+        state, x = self.path.read(self.sublayers, state)
         if observe is not None:
             observe(self.sublayers, state, x)
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.final_norm(x), weight)
+
+    def _segment(
+        self, first: int, last: int, state: State, mask: Tensor | None, observe: Observer | None = None
+    ) -> State:
+        """Sublayers `first` to `last` - 1: from the streams before the first one's read to those after a write."""
+        state, x = self.path.read(first, state)
+        for index in range(first, last):
+            output = self._sublayer(index, x, mask)
+            if observe is not None:
+                observe(index, state, output)
+            if index + 1 < last:
+                state, x = self.path.cross(index, state, output)
+        return self.path.write(last - 1, state, output)
 
     def _sublayer(
         self, index: int, x: Float[Tensor, "batch seq C"], mask: Tensor | None

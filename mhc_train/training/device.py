@@ -23,7 +23,8 @@ class Device:
 
     def autocast(self) -> torch.autocast:
         """Lower precision for the sublayers, where it was chosen."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        # Every weight is used once in a forward pass: kept copies would only fill the memory.
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device, on its way there while the host goes on."""

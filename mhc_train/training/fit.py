@@ -22,6 +22,7 @@ from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
 from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
+from mhc_train.model.recompute import segment_length
 from mhc_train.ranks import Ranks
 from mhc_train.runs import Run, create_run, find_run
 from mhc_train.schema import Config
@@ -245,6 +246,7 @@ def _session(opened: Opened, model: Transformer, checkpoint: Checkpoint | None, 
     config, device, ranks = opened.config, opened.device, opened.ranks
     check_float64(device, model.path.float64)
     model.to(device.device)
+    model.recompute = segment_length(config.train.recompute, config.connection.streams, model.sublayers)
     parallel = lay_out(model, config, ranks)
     optimizer = build_optimizer(model, config.optim)
     # Nothing draws from torch's generator but a connection of one's own; then ranks must not draw the same.

@@ -1,16 +1,20 @@
 """What a training will cost, before it starts: parameters by part, tokens a step, memory; nothing is allocated."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch._subclasses import FakeTensorMode
 
 from mhc_train.model import Transformer
-from mhc_train.model.cost import estimate_memory, parameters_by_part, training_flops_per_token
+from mhc_train.model.cost import parameters_by_part, recomputed_share, training_flops_per_token
+from mhc_train.model.recompute import segment_length
 from mhc_train.schema import Config
-from mhc_train.training.device import choose_device
+from mhc_train.training.device import Device, choose_device
+from mhc_train.training.memory import Memory, estimate_memory, shard
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+DEVICES = (8, 64, 256)
+"""Numbers of devices for which the plan shows what each would hold."""
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -19,8 +23,11 @@ def plan(config: Config) -> dict[str, Any]:
     train, seq_len, vocab_size = config.train, config.data.seq_len, config.data.vocab_size
     with FakeTensorMode():
         skeleton = Transformer(config.model, config.connection, vocab_size)
-        memory = estimate_memory(skeleton, train.micro_batch, seq_len, device.dtype)
+    skeleton.recompute = segment_length(train.recompute, config.connection.streams, skeleton.sublayers)
     parameters = parameters_by_part(skeleton)
+    memories = _memories(config, device)
+    chosen = memories[train.recompute]
+    shards = [shard(chosen, skeleton, devices) for devices in DEVICES]
     return {
         "schema_version": SCHEMA_VERSION,
         "device": device.reason,
@@ -29,5 +36,28 @@ def plan(config: Config) -> dict[str, Any]:
         "accumulation": train.batch_tokens // (train.micro_batch * seq_len),
         "total_tokens": train.batch_tokens * train.steps,
         "flops_per_token": training_flops_per_token(skeleton, seq_len),
-        "memory": asdict(memory) | {"total": memory.total},
+        "memory": asdict(chosen),
+        "recompute": [_choice(choice, memory, skeleton, seq_len) for choice, memory in memories.items()],
+        "sharded": [asdict(each) | {"peak": each.peak} for each in shards],
+    }
+
+
+def _memories(config: Config, device: Device) -> dict[str, Memory]:
+    """The memory of a step by choice of `train.recompute`: the configured one and those that it is compared with."""
+    choices = dict.fromkeys(("none", "auto", "1", config.train.recompute))
+    return {
+        choice: estimate_memory(replace(config, train=replace(config.train, recompute=choice)), device)
+        for choice in choices
+    }
+
+
+def _choice(choice: str, memory: Memory, skeleton: Transformer, seq_len: int) -> dict[str, Any]:
+    length = segment_length(choice, skeleton.path.streams, skeleton.sublayers)
+    return {
+        "recompute": choice,
+        "sublayers": length,
+        "activations": memory.activations,
+        "transient": memory.transient,
+        "peak": memory.peak,
+        "extra_forward": recomputed_share(skeleton, seq_len) if length else 0.0,
     }

@@ -256,7 +256,7 @@ def test_dry_run_trains_nothing(
     plan = json.loads(capsys.readouterr().out)
     assert plan["parameters"]["total"] == sum(n for part, n in plan["parameters"].items() if part != "total")
     assert plan["tokens_per_step"] == 256 and plan["accumulation"] == 2 and plan["memory"]["activations"] > 0
-    assert run_command(monkeypatch, "fit", "model=3b", "--dry-run") == 0
+    assert run_command(monkeypatch, "fit", "model=27b", "model.layers=2", "train.recompute=auto", "--dry-run") == 0
     assert not (tmp_path / "runs").exists()
 
 

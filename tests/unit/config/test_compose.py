@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mhc_train.config.compose import compose, from_dict, groups, to_yaml
+from mhc_train.config.compose import amend, compose, from_dict, groups, to_yaml
 from mhc_train.config.validate import CHOICES, NOT_NEGATIVE, POSITIVE, validate, value_of
 from mhc_train.errors import ConfigError
 from mhc_train.schema import Config, ConnectionConfig, key_names
@@ -82,6 +82,18 @@ def test_an_unknown_key_gets_the_nearest_known_one(override: str, hint: str) -> 
 def test_what_a_connection_cannot_be_is_said_with_what_it_can(overrides: list[str], advice: str) -> None:
     with pytest.raises(ConfigError, match=advice):
         compose(overrides)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "all", "\u0664", "null"])
+def test_what_recompute_cannot_be_is_said_with_what_it_can(value: str) -> None:
+    with pytest.raises(ConfigError, match="train.recompute"):
+        compose([f"train.recompute={value}"])
+
+
+def test_recompute_is_a_word_or_a_number_and_may_change_on_resume() -> None:
+    for value in ("none", "auto", "3"):
+        assert compose([f"train.recompute={value}"]).train.recompute == value
+        assert amend(compose(), [f"train.recompute={value}"]).train.recompute == value
 
 
 def test_an_experiment_and_a_directory_of_ones_own(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mhc_train.connections import State
 from mhc_train.diagnostics import measure, observe, signals
 from mhc_train.diagnostics.condition import parse_condition
 from mhc_train.diagnostics.maps import MEASURES, backward_composites, forward_composites
@@ -118,20 +119,18 @@ def test_observed_gradients_are_the_losses_true_ones(kind: str) -> None:
     observation = observe(model, BLOCKS)
     assert all(parameter.grad is None for parameter in model.parameters())
     step, direction = 2e-4, torch.randn(observation.gradients[0].shape, generator=torch.Generator().manual_seed(1))
-    crossing = model.path.cross
+    write = model.path.write
     for index in (0, 3):
         losses = []
         for sign in (1, -1):
 
-            def moved(at: int, state: object, output: Tensor, sign: int = sign, index: int = index) -> object:
-                if at != index:
-                    return crossing(at, state, output)
-                streams = model.path[at].write(state.streams, output, state.maps)
-                return model.path._read(at + 1, streams + sign * step * direction)
+            def moved(at: int, state: State, output: Tensor, sign: int = sign, index: int = index) -> State:
+                written = write(at, state, output)
+                return written._replace(streams=written.streams + sign * step * direction) if at == index else written
 
-            model.path.cross = moved
+            model.path.write = moved
             losses.append(observe_loss(model))
-        model.path.cross = crossing
+        model.path.write = write
         expected = (observation.gradients[index] * direction).sum().item()
         assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(expected, rel=2e-2)
 

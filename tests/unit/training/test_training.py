@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch._subclasses import FakeTensorMode
 
 from mhc_train.errors import ConfigError
 from mhc_train.files import append_json_line, read_json_lines
 from mhc_train.model import Transformer
-from mhc_train.model.cost import estimate_memory, training_flops_per_token
+from mhc_train.model.cost import recomputed_share, training_flops_per_token
 from mhc_train.ranks import Ranks
 from mhc_train.schema import Config, ConnectionConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mhc_train.training.device import Device, check_float64, choose_device, loader_workers
@@ -132,17 +130,13 @@ def test_a_line_cut_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert read_json_lines(path) == [{"step": 1}]
 
 
-def test_cost_counts_what_a_forward_keeps_and_the_products_it_makes() -> None:
+def test_cost_counts_the_products_that_are_made() -> None:
     """One linear layer worth of arithmetic by hand: 6 operations a weight and token, plus attention and connections."""
     subject = Transformer(MODEL, ConnectionConfig(kind="residual", streams=1), 32)
     weights = sum(p.numel() for n, p in subject.named_parameters() if p.ndim == 2)  # the tied embedding is the head
     assert training_flops_per_token(subject, 8) == 6 * weights + 3 * (2 * 8 * 16) + 3 * 2 * 16
-    with FakeTensorMode():
-        without_data = Transformer(MODEL, ConnectionConfig(), 32)
-        one, two = (estimate_memory(without_data, size, 8, torch.float32) for size in (1, 2))
-    assert one.weights == 4 * sum(p.numel() for p in model().parameters()) == one.gradients == one.optimizer // 2
-    assert 1.7 < two.activations / one.activations <= 2.0
-    assert isinstance(subject, nn.Module)
+    # Running it again leaves out the head.
+    assert recomputed_share(subject, 8) == pytest.approx(1 - 6 * 32 * 16 / training_flops_per_token(subject, 8))
 
 
 @pytest.mark.parametrize(
