@@ -75,7 +75,8 @@ def write_checkpoint(directory: Path, snapshot: Snapshot, keep: Keep, ranks: Ran
             if ranks.first:
                 shutil.rmtree(hidden, ignore_errors=True)
     if ranks.first:
-        prune(directory, keep)
+        with storage_errors(directory):
+            prune(directory, keep)
     return final
 
 

@@ -25,7 +25,6 @@ from mhc_train.training.distributed import joined, lay_out, whole
 from mhc_train.training.optimizer import build_optimizer, optimizer_tensors
 from mhc_train.training.step import Guard, take_step
 
-KINDS = ("ddp", "fsdp", "hsdp")
 MORE = ("train.steps=12", "train.micro_batch=2", "data.lanes=4", "connection.gate_init=0.5", "train.sample_tokens=2")
 SAME = ("train_loss", "val_loss", "grad_norm")
 
@@ -68,9 +67,9 @@ def assert_alike(run: Path, expected: Path) -> None:
     assert statuses[0]["order_fingerprint"] == statuses[1]["order_fingerprint"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_as_one(kind: str, place: Path, straight: Path) -> None:
-    arguments = ("fit", *overrides(place), *MORE, f"train.parallel={kind}")
+@pytest.mark.parametrize(("kind", "recompute"), [("ddp", "1"), ("fsdp", "none"), ("fsdp", "3"), ("hsdp", "auto")])
+def test_two_processes_train_as_one(kind: str, recompute: str, place: Path, straight: Path) -> None:
+    arguments = ("fit", *overrides(place), *MORE, f"train.parallel={kind}", f"train.recompute={recompute}")
     found = together(place, 2, command(*arguments), local=1 if kind == "hsdp" else 2)
     assert [end.code for end in found] == [0, 0], found[0].err + found[1].err
     assert found[1].err == ""
