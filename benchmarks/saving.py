@@ -76,7 +76,7 @@ def main() -> None:
     write_json("saving", {"environment": here, "rounds": arguments.rounds, "models": rows})
     intro = (
         f"Made by `python benchmarks/saving.py --record` ({here['cpu']}, torch {here['torch']}, one thread, a local "
-        f"disk): seconds, medians of {arguments.rounds}. A training waits for the whole checkpoint, or for a copy in memory."
+        f"disk): seconds, medians of {arguments.rounds}. A training waits for all of it, or for a copy in memory."
     )
     header = ("model", "MiB", "held up, waiting", "held up, in the background", "until written", "to verify")
     write_table("saving", intro, header, cells)
