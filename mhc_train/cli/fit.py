@@ -29,9 +29,25 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            "--multirun",
+            "-m",
+            help="Train every combination of values with commas, range() or glob(), one process each. "
+            "With --resume: go on with a sweep's directory.",
+        ),
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast/--keep-going", help="With -m: whether a job that fails ends the sweep.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With -m --resume: try failed jobs again, too.")
+    ] = False,
+    run_directory: Annotated[Path | None, typer.Option("--run-directory", hidden=True)] = None,
     json: Json = False,
 ) -> None:
-    """Train one model on any configuration.
+    """Train one model on any configuration, or with -m one after another on every combination of values.
 
     Examples:
 
@@ -42,12 +58,27 @@ def fit(
     mhc-train fit data=json 'data.path=corpus/*.jsonl' data.column=text
 
     mhc-train fit --resume runs/20260101-120000-mhc-0a1b2c train.steps=4000
+
+    mhc-train fit -m connection=residual,hc,mhc 'seed=range(1,4)' optim.lr=1e-3,3e-4
+
+    mhc-train fit -m --resume runs/20260101-120000-sweep-0a1b2c
     """
+    if multirun:
+        from mhc_train.cli.sweep import sweep
+
+        sweep(overrides or [], config_name, config_dir, cfg, dry_run, resume, fail_fast, retry_failed, json)
+        return
+    from mhc_train.errors import ConfigError
+
+    if fail_fast or retry_failed:
+        raise ConfigError("--fail-fast and --retry-failed are for sweeps. Type -m, too, or leave them out.")
     from mhc_train.config.compose import amend, compose, to_yaml
 
     if resume is not None:
         from mhc_train.checkpoints import load_checkpoint
 
+        if (resume / "ledger.json").is_file():
+            raise ConfigError(f"{resume} is a sweep. Type `mhc-train fit -m --resume {resume}`.")
         checkpoint = load_checkpoint(resume)
         config = amend(checkpoint.config, overrides or [])
     else:
@@ -62,7 +93,7 @@ def fit(
     from mhc_train.training import fit as training
 
     if resume is None:
-        summary = training.fit(config, overrides or [])
+        summary = training.fit(config, overrides or [], run_directory)
     else:
         summary = training.resume(resume, config, checkpoint, overrides or [])
     if json:

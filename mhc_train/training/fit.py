@@ -19,7 +19,7 @@ from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
 from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
-from mhc_train.runs import Run, create_run, find_run
+from mhc_train.runs import Run, create_run, find_run, new_run_path
 from mhc_train.schema import Config
 from mhc_train.tracking import open_tracker
 from mhc_train.training.device import Device, check_float64, choose_device
@@ -32,12 +32,19 @@ SCHEMA_VERSION = 1
 SAMPLES, PROMPT_TOKENS = 3, 12
 
 
-def fit(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Train from the start in a new run directory; returns the summary that `fit --json` prints."""
+def fit(config: Config, overrides: Sequence[str] = (), directory: Path | None = None) -> dict[str, Any]:
+    """Train from the start in a new run directory; returns the summary that `fit --json` prints.
+
+    Args:
+        config: what to train.
+        overrides: what was typed, for the record.
+        directory: the run directory to make; without it, one of its own in `runs_dir`.
+    """
     device = choose_device(config.train)
     corpus = open_corpus(config.data)
     config = dataclasses.replace(config, data=corpus.config)
-    run = create_run(Path(config.runs_dir), config.name, to_yaml(config), overrides)
+    path = directory or new_run_path(Path(config.runs_dir), config.name)
+    run = create_run(path, to_yaml(config), overrides)
     write_text(run.tokenizer, corpus.tokenizer.json)
     tokenizer = corpus.tokenizer
     model = Transformer(config.model, config.connection, tokenizer.vocab_size, config.seed, tokenizer.end_of_text)
@@ -52,7 +59,8 @@ def resume(path: Path, config: Config, checkpoint: Checkpoint, overrides: Sequen
     """
     device = choose_device(config.train)
     run = find_run(checkpoint.path.parents[1])
-    _check_steps(config.train.steps, checkpoint.state["step"], done=run.status().get("status") == "done")
+    taken = checkpoint.state["step"]
+    _check_steps(config.train.steps, taken, last=taken == checkpoint.config.train.steps)
     # The run's own tokenizer: whatever the cache holds by now, tokens mean what they meant.
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
     corpus = open_corpus(data)
@@ -63,8 +71,9 @@ def resume(path: Path, config: Config, checkpoint: Checkpoint, overrides: Sequen
     return _run(config, run, corpus, checkpoint.model(), device, checkpoint)
 
 
-def _check_steps(wanted: int, taken: int, done: bool) -> None:
-    least = taken if done else taken + 1
+def _check_steps(wanted: int, taken: int, last: bool) -> None:
+    # After its last step a run has been validated, and lacks at most what follows the training.
+    least = taken if last else taken + 1
     if wanted < least:
         raise ConfigError(
             f"train.steps = {wanted}: the run has already taken {taken}. Type train.steps={least} or more."

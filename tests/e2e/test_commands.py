@@ -278,8 +278,9 @@ def test_every_documented_override_composes(
 
     from mhc_train.config.compose import compose
     from mhc_train.training.arms import plan_arms
+    from mhc_train.training.sweep import plan_sweep
 
-    pages = [(REPOSITORY / page).read_text() for page in ("README.md", "docs/data.md")]
+    pages = [(REPOSITORY / page).read_text() for page in ("README.md", "docs/data.md", "docs/sweeps.md")]
     for command in (("fit",), ("compare",), ("data", "prepare"), ("data", "inspect")):
         monkeypatch.setenv("COLUMNS", "300")
         run_command(monkeypatch, *command, "--help")
@@ -292,6 +293,8 @@ def test_every_documented_override_composes(
         seen += 1
         if words[1] == "compare":
             assert len(plan_arms(arguments, "config", None)) > 1
+        elif "-m" in words:
+            assert len(plan_sweep(arguments, "config", None).jobs) > 1
         else:
             compose(arguments)
     assert seen >= 12
