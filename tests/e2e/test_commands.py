@@ -353,6 +353,26 @@ def test_fewer_steps_than_were_taken_are_refused(
     assert (run / "status.json").read_text() == status
 
 
+def test_a_run_killed_after_its_last_step_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fitted(monkeypatch, tmp_path)
+    metrics = (run / "metrics.jsonl").read_text()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"status": "running"}))
+    (run / "samples.json").unlink()
+    assert run_command(monkeypatch, "fit", "--resume", str(run)) == 0
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
+    assert (run / "samples.json").exists() and (run / "metrics.jsonl").read_text() == metrics
+
+
+def test_training_goes_on_where_nobody_listens(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mhc_train", "fit", "--json", *overrides(tmp_path)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=300)
+    os.close(writer)
+    assert json.loads(result.stdout)["status"] == "done"
+
+
 def test_reports_of_runs_do_not_overwrite_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fitted(monkeypatch, tmp_path)
     for _ in range(2):
