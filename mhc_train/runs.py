@@ -85,17 +85,30 @@ class Run:
                 write_text(path, "".join(kept))
 
 
-def create_run(runs_dir: Path, name: str, config_yaml: str, overrides: Sequence[str]) -> Run:
-    """Make `<date>-<time>-<name>-<6 hex>/` and record what was typed and where it runs.
+def new_run_path(runs_dir: Path, name: str) -> Path:
+    """A directory's name that nobody else has: `<date>-<time>-<name>-<6 hex>`."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return runs_dir / f"{stamp}-{name}-{secrets.token_hex(3)}"
+
+
+def make_exclusively(path: Path) -> None:
+    """Make a directory that is not there yet.
+
+    Raises:
+        StorageError: it is there, or cannot be made.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+
+
+def create_run(path: Path, config_yaml: str, overrides: Sequence[str]) -> Run:
+    """Make a run directory and record what was typed and where it runs.
 
     Raises:
         StorageError: the directory cannot be made.
     """
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = runs_dir / f"{stamp}-{name}-{secrets.token_hex(3)}"
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()
+    make_exclusively(path)
     run = Run(path)
     write_text(run.config, config_yaml)
     write_text(path / "overrides.txt", "".join(f"{override}\n" for override in overrides))

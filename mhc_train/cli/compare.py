@@ -73,9 +73,10 @@ def _open_comparison(runs_dir: Path, content: list[Any], overrides: list[str]) -
     """Make a comparison's run directory and record what is compared."""
     from omegaconf import OmegaConf
 
-    from mhc_train.runs import create_run
+    from mhc_train.runs import create_run, new_run_path
 
-    comparison = create_run(runs_dir, "compare", OmegaConf.to_yaml(OmegaConf.create({"runs": content})), overrides)
+    path = new_run_path(runs_dir, "compare")
+    comparison = create_run(path, OmegaConf.to_yaml(OmegaConf.create({"runs": content})), overrides)
     comparison.set_status("running", kind="comparison")
     return comparison
 
@@ -110,7 +111,7 @@ def _train(overrides: list[str], config_name: str, config_dir: Path | None) -> t
     say(f"{len(planned)} runs, one after another: " + "; ".join(" ".join(run) for run, _ in planned))
     comparison = _open_comparison(Path(planned[0][1].runs_dir), [run for run, _ in planned], overrides)
     try:
-        runs = [train_arm(run, config_name, config_dir, comparison.path.name) for run, _ in planned]
+        runs = [train_arm(run, config, config_name, config_dir, comparison.path.name) for run, config in planned]
     except Exception as error:
         comparison.set_status("failed", error=str(error))
         raise

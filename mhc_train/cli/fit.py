@@ -35,9 +35,25 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            "--multirun",
+            "-m",
+            help="Train every combination of values with commas, range() or glob(), one process each. "
+            "With --resume: go on with a sweep's directory.",
+        ),
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast/--keep-going", help="With -m: whether a job that fails ends the sweep.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With -m --resume: try failed jobs again, too.")
+    ] = False,
+    run_directory: Annotated[Path | None, typer.Option("--run-directory", hidden=True)] = None,
     json: Json = False,
 ) -> None:
-    """Train one model on any configuration.
+    """Train one model on any configuration, or with -m one after another on every combination of values.
 
     Examples:
 
@@ -51,12 +67,26 @@ def fit(
 
     mhc-train fit model=small connection=mhc --resume auto
 
+    mhc-train fit -m connection=residual,hc,mhc 'seed=range(1,4)' optim.lr=1e-3,3e-4
+
+    mhc-train fit -m --resume runs/20260101-120000-sweep-0a1b2c
+
     torchrun --nproc-per-node=8 -m mhc_train fit model=1b train.parallel=fsdp
     """
-    from mhc_train.config.compose import compose, to_yaml
-
     given = overrides or []
+    if multirun:
+        from mhc_train.cli.sweep import sweep
+
+        sweep(given, config_name, config_dir, cfg, dry_run, resume, fail_fast, retry_failed, json)
+        return
+    from mhc_train.config.compose import compose, to_yaml
+    from mhc_train.errors import ConfigError
+
+    if fail_fast or retry_failed:
+        raise ConfigError("--fail-fast and --retry-failed are for sweeps. Type -m, too, or leave them out.")
     path = Path(resume) if resume not in (None, "auto") else None
+    if path is not None and (path / "ledger.json").is_file():
+        raise ConfigError(f"{path} is a sweep. Type `mhc-train fit -m --resume {path}`.")
     if cfg or dry_run:
         config = compose(given, config_name, config_dir) if path is None else _amended(path, given)
         if cfg:
@@ -74,7 +104,7 @@ def fit(
     elif resume == "auto":
         summary = training.resume_or_fit(asked, given)
     else:
-        summary = training.fit(asked, given)
+        summary = training.fit(asked, given, run_directory)
     if not is_first():
         return
     if json:

@@ -181,7 +181,7 @@ def _usable(text: str, config_dir: Path | None, problems: list[str]) -> str | No
         return None
     key, options = override.key_or_group, groups(config_dir).get(override.key_or_group)
     if override.is_sweep_override():
-        problems.append(f"{text}: a sweep needs several runs. `mhc-train compare` takes sweeps; `fit` takes one value.")
+        problems.append(f"{text}: a sweep is several runs. Type `mhc-train fit -m` to train them all, or one value.")
     elif options is not None:
         return _usable_group(text, key, override.value(), options, problems)
     elif key not in _allowed_keys() and not key.startswith(OPEN):

@@ -24,7 +24,7 @@ from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
 from mhc_train.model.recompute import segment_length
 from mhc_train.ranks import Ranks
-from mhc_train.runs import Run, create_run, find_run
+from mhc_train.runs import Run, create_run, find_run, new_run_path
 from mhc_train.schema import Config
 from mhc_train.tracking import Tracker, open_tracker
 from mhc_train.training.device import Device, check_float64, choose_device
@@ -41,10 +41,16 @@ SCHEMA_VERSION = 1
 SAMPLES, PROMPT_TOKENS = 3, 12
 
 
-def fit(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Train from the start in a new run directory; returns the summary that `fit --json` prints."""
+def fit(config: Config, overrides: Sequence[str] = (), directory: Path | None = None) -> dict[str, Any]:
+    """Train from the start in a new run directory; returns the summary that `fit --json` prints.
+
+    Args:
+        config: what to train.
+        overrides: what was typed, for the record.
+        directory: the run directory to make; without it, one of its own in `runs_dir`.
+    """
     with joined() as ranks:
-        return _fit(config, overrides, ranks)
+        return _fit(config, overrides, ranks, directory)
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,14 +76,15 @@ def resume_or_fit(config: Config, overrides: Sequence[str] = ()) -> dict[str, An
         return _resume(carried_over(found.config, config), found, overrides, ranks)
 
 
-def _fit(config: Config, overrides: Sequence[str], ranks: Ranks) -> dict[str, Any]:
+def _fit(config: Config, overrides: Sequence[str], ranks: Ranks, directory: Path | None = None) -> dict[str, Any]:
     started = time.monotonic()
     check_parallel(config.train.parallel, ranks)
     device = choose_device(config.train)
     asked = fingerprint(config)
     corpus = open_corpus(config.data)
     config = dataclasses.replace(config, data=corpus.config)
-    run = ranks.by_first(lambda: _begin_run(config, overrides, corpus, asked))
+    path = directory or new_run_path(Path(config.runs_dir), config.name)
+    run = ranks.by_first(lambda: _begin_run(path, config, overrides, corpus, asked))
     tokenizer = corpus.tokenizer
     model = Transformer(config.model, config.connection, tokenizer.vocab_size, config.seed, tokenizer.end_of_text)
     with _held(run, ranks):
@@ -89,7 +96,8 @@ def _resume(config: Config, checkpoint: Checkpoint, overrides: Sequence[str], ra
     check_parallel(config.train.parallel, ranks)
     device = choose_device(config.train)
     run = find_run(checkpoint.path.parents[1])
-    _check_steps(config.train.steps, checkpoint.state["step"], done=run.status().get("status") == "done")
+    taken = checkpoint.state["step"]
+    _check_steps(config.train.steps, taken, last=taken == checkpoint.config.train.steps)
     # The run's own tokenizer: whatever the cache holds by now, tokens mean what they meant.
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
     corpus = open_corpus(data)
@@ -100,8 +108,8 @@ def _resume(config: Config, checkpoint: Checkpoint, overrides: Sequence[str], ra
         return _run(Opened(config, run, corpus, device, ranks, started), checkpoint.skeleton(), checkpoint)
 
 
-def _begin_run(config: Config, overrides: Sequence[str], corpus: Corpus, asked: str) -> Run:
-    run = create_run(Path(config.runs_dir), config.name, to_yaml(config), overrides)
+def _begin_run(path: Path, config: Config, overrides: Sequence[str], corpus: Corpus, asked: str) -> Run:
+    run = create_run(path, to_yaml(config), overrides)
     write_text(run.tokenizer, corpus.tokenizer.json)
     run.set_status("running", configuration=asked)
     return run
@@ -133,8 +141,9 @@ def _go_back(run: Run, config: Config, checkpoint: Checkpoint, overrides: Sequen
     run.amend(to_yaml(config), overrides)
 
 
-def _check_steps(wanted: int, taken: int, done: bool) -> None:
-    least = taken if done else taken + 1
+def _check_steps(wanted: int, taken: int, last: bool) -> None:
+    # After its last step a run has been validated, and lacks at most what follows the training.
+    least = taken if last else taken + 1
     if wanted < least:
         raise ConfigError(
             f"train.steps = {wanted}: the run has already taken {taken}. Type train.steps={least} or more."

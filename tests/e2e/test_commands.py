@@ -281,8 +281,9 @@ def test_every_documented_override_composes(
 
     from mhc_train.config.compose import compose
     from mhc_train.training.arms import plan_arms
+    from mhc_train.training.sweep import plan_sweep
 
-    pages = [(REPOSITORY / page).read_text() for page in ("README.md", "docs/data.md")]
+    pages = [(REPOSITORY / page).read_text() for page in ("README.md", "docs/data.md", "docs/sweeps.md")]
     for command in (("fit",), ("compare",), ("data", "prepare"), ("data", "inspect")):
         monkeypatch.setenv("COLUMNS", "300")
         run_command(monkeypatch, *command, "--help")
@@ -295,6 +296,8 @@ def test_every_documented_override_composes(
         seen += 1
         if words[1] == "compare":
             assert len(plan_arms(arguments, "config", None)) > 1
+        elif "-m" in words:
+            assert len(plan_sweep(arguments, "config", None).jobs) > 1
         else:
             compose(arguments)
     assert seen >= 12
@@ -336,6 +339,26 @@ def test_fewer_steps_than_were_taken_are_refused(
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=5") == 2
     assert "already taken 8. Type train.steps=8 or more" in capsys.readouterr().err
     assert (run / "status.json").read_text() == status
+
+
+def test_a_run_killed_after_its_last_step_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fitted(monkeypatch, tmp_path)
+    metrics = (run / "metrics.jsonl").read_text()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"status": "running"}))
+    (run / "samples.json").unlink()
+    assert run_command(monkeypatch, "fit", "--resume", str(run)) == 0
+    assert json.loads((run / "status.json").read_text())["status"] == "done"
+    assert (run / "samples.json").exists() and (run / "metrics.jsonl").read_text() == metrics
+
+
+def test_training_goes_on_where_nobody_listens(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mhc_train", "fit", "--json", *overrides(tmp_path)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=300)
+    os.close(writer)
+    assert json.loads(result.stdout)["status"] == "done"
 
 
 def test_reports_of_runs_do_not_overwrite_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
