@@ -7,7 +7,7 @@ from mhc_train.ranks import is_first
 
 
 def say(message: str) -> None:
-    """Print one line for people, where one is there to read it; of processes that train together, the first alone does."""
+    """Print one line, if anyone is there to read it; of processes that train together, the first alone does."""
     if not is_first():
         return
     with contextlib.suppress(OSError):
