@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from faulting import Ended, command, forked
+import jaxtyping
 from tiny import overrides
 
 from mhc_train.checkpoints import load_checkpoint
 from mhc_train.files import read_json_lines
+from mhc_train.training.unfinished import newest_first
 
 STEPS = 12
-SETTINGS = (f"train.steps={STEPS}", "train.save_every=3", "train.eval_every=4", "diagnostics.every=5")
+SETTINGS = (f"train.steps={STEPS}", "train.save_every=3", "train.eval_every=4", "diagnostics.every=5", "model.layers=1",
+            "train.batch_tokens=128", "data.validation_tokens=128", "diagnostics.tokens=32", "train.keep_checkpoints=3",
+            "train.sample_tokens=2")  # fmt: skip
 TIMINGS = ("tokens_per_second", "data_wait")
 
 
@@ -27,7 +31,8 @@ class Place:
         self.settings = [*overrides(shared), f"runs_dir={self.runs}", *SETTINGS, *settings]
 
     def fit(self, *arguments: str) -> int:
-        """Begin, or go on, as a job that is queued again and again."""
+        """Begin, or go on, as a job that is queued again and again; in a child, where shapes need no checks."""
+        jaxtyping.config.update("jaxtyping_disable", True)
         return command("fit", *self.settings, *arguments, "--resume", "auto")
 
     def job(self, prepare: Callable[[], Any] = lambda: None, *arguments: str) -> Ended:
@@ -42,9 +47,8 @@ class Place:
 
     @property
     def run(self) -> Path:
-        """The only run."""
-        (run,) = (path for path in self.runs.iterdir() if not path.name.startswith("."))
-        return run
+        """The newest run: one that was killed before its first save is begun anew."""
+        return newest_first(self.runs)[0].path
 
     @property
     def status(self) -> dict[str, Any]:
@@ -77,7 +81,14 @@ def differences(one: Place, other: Place) -> str | None:
         tensors, wanted = found.tensors(name), expected.tensors(name)
         if tensors.keys() != wanted.keys() or not all(tensors[key].equal(wanted[key]) for key in wanted):
             return name
+    if found.state["reported"] != expected.state["reported"]:  # it was stopped amid its last validation
+        return None if later(found.state) == later(expected.state) else f"state: {found.state}"
     return None if found.state == expected.state else f"state: {found.state}"
+
+
+def later(state: dict[str, Any]) -> dict[str, Any]:
+    """What a state is whether or not its own step's line is written."""
+    return {key: value for key, value in state.items() if key not in ("reported", "window", "spike")}
 
 
 def stopped_after(said: str) -> int | None:

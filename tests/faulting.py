@@ -5,6 +5,7 @@ must not be: `pytest` then needs `CUDA_VISIBLE_DEVICES=`.
 """
 
 import builtins
+import contextlib
 import io
 import os
 import shutil
@@ -145,12 +146,13 @@ class Disk:
             half()
         if fatal and self.fate in ("before", "torn"):
             os._exit(DEAD)
-        result = act()
-        if fatal:
-            if self.fate == "power cut":
-                self._forget()
-            os._exit(DEAD)
-        return result
+        try:
+            return act()
+        finally:
+            if fatal:
+                if self.fate == "power cut":
+                    self._forget()
+                os._exit(DEAD)
 
     def _watched(self, name: str) -> Callable[..., Any]:
         genuine = self.genuine[name]
@@ -174,14 +176,17 @@ class Disk:
 
     def _mkdir(self, genuine: Any, path: Any, *arguments: Any, **options: Any) -> None:
         genuine(path, *arguments, **options)
-        self._changed(path, lambda: shutil.rmtree(path, ignore_errors=True))
+        self._changed(path, lambda name, parent: shutil.rmtree(name, dir_fd=parent))
 
     def _rename(self, genuine: Any, source: Any, target: Any) -> None:
         new = not os.path.lexists(target)
         genuine(source, target)
         if new:  # else what was there is gone for good
-            moved = key_of(os.stat(target))
-            self._changed(target, lambda: self.genuine["rename"](target, source), moved)
+
+            def undo(name: str, parent: int) -> None:
+                self.genuine["rename"](name, Path(source).name, src_dir_fd=parent, dst_dir_fd=parent)
+
+            self._changed(target, undo, moved=key_of(os.stat(target)))
 
     _replace = _rename
 
@@ -191,8 +196,15 @@ class Disk:
         # Names go after the directory itself was renamed; that they are gone and its old name is not, nothing does.
         self.changes = [change for change in self.changes if change.moved != parent]
 
-    def _changed(self, path: Any, undo: Callable[[], Any], moved: Key | None = None) -> None:
-        self.changes.append(Change(key_of(os.stat(Path(path).parent)), moved, undo))
+    def _changed(self, path: Any, undo: Callable[[str, int], Any], moved: Key | None = None) -> None:
+        # By a descriptor, which leads to the directory whatever it is called later.
+        name, parent = Path(path).name, self.genuine["open"](Path(path).parent, os.O_RDONLY)
+
+        def forget() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                undo(name, parent)
+
+        self.changes.append(Change(key_of(os.fstat(parent)), moved, forget))
 
     def _open_stream(self, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         genuine = self.genuine["stream"]
@@ -203,7 +215,7 @@ class Disk:
         stream = self.call("open to write", lambda: genuine(file, mode, buffering=0))
         self.unsynced.setdefault(key_of(os.fstat(stream.fileno())), os.dup(stream.fileno()))
         if new:
-            self._changed(file, lambda: Path(file).exists() and self.genuine["unlink"](file))
+            self._changed(file, lambda name, parent: os.unlink(name, dir_fd=parent))
         return Stream(self, stream)
 
     def _forget(self) -> None:

@@ -21,12 +21,13 @@ def sweeps() -> Iterator[Sweeps]:
     yield sweeps
     if not (os.environ.get("RECORD_SWEEPS") and sweeps.found):
         return
+    before = json.loads(RESULTS.read_text())["sweeps"] if RESULTS.exists() else {}
     document = {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "sweeps": sweeps.found,
+        "sweeps": dict(sorted((before | sweeps.found).items())),
     }
     RESULTS.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
 

@@ -88,12 +88,10 @@ class Scene:
 
 
 SCENES = {
-    "save": Scene(3, 4, Keep(2)),
     "save and keep one": Scene(3, 4, Keep(1)),
     "save over a damaged one": Scene(2, 3, Keep(1), damaged=True),
-    "save in the background": Scene(3, 4, Keep(1), background=True),
+    "save in the background": Scene(3, 4, Keep(2), background=True),
     "save in shards": Scene(3, 4, Keep(1), sharded=True),
-    "save in shards over a damaged one": Scene(2, 3, Keep(1), damaged=True, sharded=True),
 }
 
 

@@ -103,18 +103,13 @@ def test_signals_at_random_moments(
 ) -> None:
     draw = random.Random(1)
     among = STOPPING if kind == "stop signals" else (signal.SIGKILL,)
-    plots = [[draw.choice(among) for _ in range(draw.randint(1, 3))] for _ in range(50 if among is STOPPING else 25)]
+    plots = [[draw.choice(among) for _ in range(draw.randint(1, 3))] for _ in range(50 if among is STOPPING else 20)]
     failures = stories(shared, tmp_path, straight, seconds, plots, seed=2)
     sweeps.record(f"runs with {kind} at random moments", len(plots), failures, signals=sum(map(len, plots)))
 
 
 def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def twice() -> None:
-    stop()
-    stop()
 
 
 Moment = tuple[Any, str, int]
@@ -134,7 +129,12 @@ MOMENTS: dict[str, Moment] = {
 }
 
 
-@pytest.mark.parametrize("name", MOMENTS)
+SAMPLE = ("a step", "a validation", "the last validation", "the first save", "sampling")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in MOMENTS]
+)
 def test_a_signal_amid(name: str, shared: Path, tmp_path: Path, straight: Place) -> None:
     place, (owner, attribute, number) = Place(shared, tmp_path), MOMENTS[name]
     ended = place.job(lambda: replace(owner, attribute, at_call(number, stop)))
@@ -147,6 +147,16 @@ def test_a_signal_amid(name: str, shared: Path, tmp_path: Path, straight: Place)
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_kill_after_a_stop_amid_a_validation(shared: Path, tmp_path: Path, straight: Place) -> None:
+    place = Place(shared, tmp_path)
+    assert place.job(lambda: replace(session, "validation_loss", at_call(2, stop))).code == 75
+    assert place.saved == 4 and [line["step"] for line in place.lines()] == [0, 2]
+    ended = place.job(lambda: replace(session, "take_step", at_call(2, die)))
+    assert ended.code == -signal.SIGKILL and [line["step"] for line in place.lines()] == [0, 2, 4]
+    assert place.job().code == 0
+    assert differences(place, straight) is None
 
 
 AFTER_THE_LAST_SAVE: dict[str, Moment] = {
@@ -209,23 +219,6 @@ def heard(child: Child, text: str) -> None:
     while not (child.log.exists() and text in child.log.read_text()):
         assert time.monotonic() < limit
         time.sleep(0.01)
-
-
-def test_a_second_signal_that_a_tracker_is_surprised_by(shared: Path, tmp_path: Path) -> None:
-    place = Place(shared, tmp_path)
-
-    class Slow:
-        def log(self, values: dict[str, float], step: int) -> None:
-            if step == 4:
-                twice()
-                time.sleep(1)  # where a signal is heard
-
-        def finish(self) -> None:
-            pass
-
-    ended = place.job(lambda: replace(fitting, "open_tracker", lambda genuine: lambda *_: fitting.Tracker(Slow())))
-    assert ended.code == 130, ended.said
-    assert place.job().code == 0
 
 
 def test_the_time_limit(shared: Path, tmp_path: Path, straight: Place) -> None:
