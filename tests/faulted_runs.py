@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from faulting import Ended, command, forked
 import jaxtyping
+from faulting import Ended, command, forked
 from tiny import overrides
 
 from mhc_train.checkpoints import load_checkpoint

@@ -10,11 +10,10 @@ import io
 import os
 import shutil
 import signal
-import stat
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -186,12 +185,12 @@ class Disk:
             def undo(name: str, parent: int) -> None:
                 self.genuine["rename"](name, Path(source).name, src_dir_fd=parent, dst_dir_fd=parent)
 
-            self._changed(target, undo, moved=key_of(os.stat(target)))
+            self._changed(target, undo, moved=key_of(Path(target).stat()))
 
     _replace = _rename
 
     def _unlink(self, genuine: Any, path: Any, *, dir_fd: int | None = None) -> None:
-        parent = key_of(os.fstat(dir_fd) if dir_fd is not None else os.stat(Path(path).parent))
+        parent = key_of(os.fstat(dir_fd) if dir_fd is not None else Path(path).parent.stat())
         genuine(path, dir_fd=dir_fd)
         # Names go after the directory itself was renamed; that they are gone and its old name is not, nothing does.
         self.changes = [change for change in self.changes if change.moved != parent]
@@ -334,8 +333,7 @@ DAMAGES: dict[str, Damage] = {
 
 def files_of(checkpoint: Path) -> list[str]:
     """Every file of a checkpoint, as errors name it."""
-    found: Iterable[Path] = checkpoint.rglob("*")
-    return sorted(str(path.relative_to(checkpoint)) for path in found if stat.S_ISREG(path.stat().st_mode))
+    return sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
 
 
 class Sweeps:

@@ -1,6 +1,5 @@
 """A disk that is full, or a file that may not grow: what was there stays, and the message says what is needed."""
 
-import os
 import resource
 import shutil
 import subprocess
@@ -145,4 +144,4 @@ def test_a_disk_that_fills_up(sharded: bool, small_disk: Path) -> None:
     saver = Saver(directory, Keep(1), Ranks(), background=True)
     saver.start(snapshot(saved, sharded))
     assert saver.wait() is None and load_checkpoint(small_disk).state["step"] == saved
-    assert sorted(os.listdir(directory)) == ["latest", f"step-{saved:08d}"]
+    assert sorted(path.name for path in directory.iterdir()) == ["latest", f"step-{saved:08d}"]
