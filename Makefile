@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast check format lint types dead wheel clean
+.PHONY: help install quickstart test test-fast test-slow check format lint types dead wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(VENV)/.installed-dev ## the whole test suite
 
 test-fast: $(VENV)/.installed-dev ## unit tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/unit
+
+test-slow: $(VENV)/.installed-dev ## every kill, corruption and signal that `make test` samples (minutes); records the outcome
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= RECORD_SWEEPS=1 $(BIN)/python -m pytest -q -m slow
 
 check: format lint types dead test ## format, lint, types, dead code, tests
 

@@ -102,3 +102,5 @@ def remove_leftovers(directory: Path) -> None:
     """Delete what processes that were killed have left half written or half removed."""
     for path in directory.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(".latest.*"):
+        path.unlink(missing_ok=True)

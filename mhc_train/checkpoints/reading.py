@@ -141,8 +141,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError("manifest.json is corrupt") from None
     if version not in READABLE:
-        raise CheckpointError(f"format version {version}, this mhc-train reads {' and '.join(map(str, READABLE))}")
-    if not whole or (version > 1 and not _is_own(document, own, text)):
+        raise CheckpointError(
+            f"manifest.json has format version {version}, this mhc-train reads {' and '.join(map(str, READABLE))}"
+        )
+    # The first version had none; one that has it is no first version, whatever it says.
+    hashed = version > 1 or own is not None
+    if not whole or (hashed and not _is_own(document, own, text)):
         raise CheckpointError("manifest.json is corrupt (its hash is not its text's)")
     return document
 

@@ -67,6 +67,7 @@ def write_sharded(directory: Path, tensors: Mapping[str, Tensor], ranks: Ranks) 
             save(dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=alone)
         except CheckpointException as error:  # not an Exception, and the operating system's refusal is inside it
             raise OSError(None, "; ".join(str(failure[0]) for failure in error.failures.values())) from error
+        sync(directory)
         # Hashing is shared out like writing.
         own = sorted(directory.glob("*.safetensors"))[ranks.rank :: ranks.world]
         return {name: facts for part in ranks.by_each(lambda: _settled(own)) for name, facts in part.items()}

@@ -111,7 +111,8 @@ def _differences(document: DictConfig, text: str) -> list[str]:
 
 def fingerprint(config: Config) -> str:
     """A hash of all that may not change on --resume: equal for runs of which one can go on with the other's work."""
-    kept = {key: value for key, value in _flat(config).items() if not _may_change(key)}
+    # Where runs lie is no part of what they are: they may be moved, and a relative path is as good as an absolute one.
+    kept = {key: value for key, value in _flat(config).items() if not _may_change(key) and key != "runs_dir"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -57,7 +57,7 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Go on from a checkpoint, or a run's newest good one, in its own run directory, on the tokens that come next.
 
     Raises:
-        ConfigError: an override changes what cannot change, or as many steps have been taken already.
+        ConfigError: an override changes what cannot change, or more steps have been taken already.
         CheckpointError: there is no good checkpoint; or another process is training in the directory.
     """
     with joined() as ranks:
@@ -96,8 +96,7 @@ def _resume(config: Config, checkpoint: Checkpoint, overrides: Sequence[str], ra
     check_parallel(config.train.parallel, ranks)
     device = choose_device(config.train)
     run = find_run(checkpoint.path.parents[1])
-    taken = checkpoint.state["step"]
-    _check_steps(config.train.steps, taken, last=taken == checkpoint.config.train.steps)
+    _check_steps(config.train.steps, checkpoint.state["step"])
     # The run's own tokenizer: whatever the cache holds by now, tokens mean what they meant.
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
     corpus = open_corpus(data)
@@ -137,16 +136,16 @@ def _go_back(run: Run, config: Config, checkpoint: Checkpoint, overrides: Sequen
     """Make the run directory what it was at the checkpoint; later checkpoints are renamed, not removed."""
     for later in set_aside(run.checkpoints, after=checkpoint.state["step"]):
         say(f"{later.name}, which is later or damaged, is kept as {later.name}{ASIDE} until that step is saved again.")
-    run.truncate(checkpoint.state["step"])
+    # A checkpoint of a training that was stopped amid a validation comes before its own step's line.
+    run.truncate(checkpoint.state.get("reported", checkpoint.state["step"]))
     run.amend(to_yaml(config), overrides)
 
 
-def _check_steps(wanted: int, taken: int, last: bool) -> None:
-    # After its last step a run has been validated, and lacks at most what follows the training.
-    least = taken if last else taken + 1
-    if wanted < least:
+def _check_steps(wanted: int, taken: int) -> None:
+    # As many are fine: a training that was killed after its last save has still to sample and to say that it is done.
+    if wanted < taken:
         raise ConfigError(
-            f"train.steps = {wanted}: the run has already taken {taken}. Type train.steps={least} or more."
+            f"train.steps = {wanted}: the run has already taken {taken}. Type train.steps={taken} or more."
         )
 
 

@@ -2,16 +2,19 @@
 
 import math
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torch import Tensor
 
+from mhc_train.console import say
 from mhc_train.data import Batches
-from mhc_train.errors import DataError, Stopped
+from mhc_train.errors import DataError, Interrupted, Stopped
 from mhc_train.progress import Progress
 from mhc_train.training.device import loader_workers
+from mhc_train.training.optimizer import learning_rate
 from mhc_train.training.session import Session
 from mhc_train.training.stop import Reason, WaitedEnough
 
@@ -68,7 +71,7 @@ def train(session: Session) -> None:
     # Its workers start now, and read meanwhile.
     batches = session.corpus.batches(size, progression.data, ranks.rank, ranks.world, workers)
     progress = Progress(config.name, steps, progression.step, shown=session.first)
-    with closing(batches), progress:
+    with closing(batches), progress, last_save_awaited(session):
         try:
             while True:
                 report(session, watch)
@@ -87,6 +90,20 @@ def train(session: Session) -> None:
         except AskedToStop as asked:
             end(session, batches, asked.reason)
     session.finish_saving()
+
+
+@contextmanager
+def last_save_awaited(session: Session) -> Iterator[None]:
+    """Whatever goes wrong inside, a checkpoint that is being written meanwhile is; a second signal alone waits not."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        failure = session.saver.wait()
+        if failure is not None:
+            say(str(failure))
+        raise
 
 
 def report(session: Session, watch: Stopwatch) -> None:
@@ -115,7 +132,10 @@ def window(session: Session) -> dict[str, Any]:
     """What a line says of the steps since the line before; `train_loss` is their mean."""
     progression = session.progression
     losses = progression.window
-    values: dict[str, Any] = {"learning_rate": session.optimizer.param_groups[0]["lr"]}
+    config = session.config
+    # Not the optimizer's, which a training that was resumed has not set yet.
+    rate = learning_rate(config.optim, progression.step - 1, config.train.steps)
+    values: dict[str, Any] = {"learning_rate": rate}
     if losses:
         values |= {"train_loss": sum(losses) / len(losses), "grad_norm": progression.grad_norm}
     if progression.spike is not None:
