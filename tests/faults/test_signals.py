@@ -18,7 +18,7 @@ from faulting import Child, Ended, Sweeps
 from mhc_train import runs
 from mhc_train.checkpoints import writing
 from mhc_train.data import loader
-from mhc_train.training import fit as fitting
+from mhc_train.training import running
 from mhc_train.training import saving, session
 from mhc_train.training.session import Session
 
@@ -114,7 +114,7 @@ def stop() -> None:
 
 Moment = tuple[Any, str, int]
 MOMENTS: dict[str, Moment] = {
-    "building the model": (fitting, "lay_out", 1),
+    "building the model": (running, "lay_out", 1),
     "waiting for text": (loader.Batches, "wait", 3),
     "a step": (session, "take_step", 5),
     "the last step": (session, "take_step", STEPS),
@@ -125,7 +125,7 @@ MOMENTS: dict[str, Moment] = {
     "the last save": (saving, "write_checkpoint", 4),
     "writing a line": (session, "append_json_line", 3),
     "settling a step": (Session, "settle", 7),
-    "sampling": (fitting, "continuation", 2),
+    "sampling": (running, "continuation", 2),
 }
 
 
@@ -160,7 +160,7 @@ def test_a_kill_after_a_stop_amid_a_validation(shared: Path, tmp_path: Path, str
 
 
 AFTER_THE_LAST_SAVE: dict[str, Moment] = {
-    "before sampling": (fitting, "_sample", 1),
+    "before sampling": (running, "_sample", 1),
     "before the status says done": (runs.Run, "set_status", 3),
 }
 

@@ -29,7 +29,7 @@ from mhc_train.data.retry import Retry, passes
 from mhc_train.errors import DataError
 from mhc_train.files import read_json_lines
 from mhc_train.schema import DataConfig
-from mhc_train.training import fit as fitting
+from mhc_train.training import running
 from mhc_train.training import loop
 
 KINDS = ("parquet", "jsonl", "jsonl.gz")
@@ -456,7 +456,7 @@ def test_a_store_that_fails_before_the_first_step_leaves_nothing_to_resume(
 
     assert fit(monkeypatch, store, "before")[0] == 0  # the tokenizer and the validation set are kept from here on
     with monkeypatch.context() as context:
-        context.setattr(fitting, "train", fails_at_once)
+        context.setattr(running, "train", fails_at_once)
         capsys.readouterr()
         code, run = fit(context, store, "at once")
     message = capsys.readouterr().err.splitlines()[-1]
