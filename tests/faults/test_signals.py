@@ -18,8 +18,7 @@ from faulting import Child, Ended, Sweeps
 from mhc_train import runs
 from mhc_train.checkpoints import writing
 from mhc_train.data import loader
-from mhc_train.training import running
-from mhc_train.training import saving, session
+from mhc_train.training import running, saving, session
 from mhc_train.training.session import Session
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

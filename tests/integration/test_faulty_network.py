@@ -29,8 +29,7 @@ from mhc_train.data.retry import Retry, passes
 from mhc_train.errors import DataError
 from mhc_train.files import read_json_lines
 from mhc_train.schema import DataConfig
-from mhc_train.training import running
-from mhc_train.training import loop
+from mhc_train.training import loop, running
 
 KINDS = ("parquet", "jsonl", "jsonl.gz")
 SMALL: dict[str, Any] = {
