@@ -57,11 +57,19 @@ def trouble(run: Path, case: Case) -> str | None:
         open_checkpoint(path / DAMAGED)
         return f"{name}, {what}: not noticed"
     except CheckpointError as error:
-        if name not in str(error) or error.exit_code != 4:
+        if not names_what_is_wrong(str(error), name, what) or error.exit_code != 4:
             return f"{name}, {what}: {error}"
     if what != "of another step" and load_checkpoint(run).path.name != OLDER:
         return f"{name}, {what}: no way back"
     return None
+
+
+def names_what_is_wrong(message: str, name: str, what: str) -> bool:
+    """Every file that was changed; but a manifest that is no longer one can tell nothing of the others."""
+    changed = {name, what.removeprefix("swapped with ")} if what.startswith("swapped with ") else {name}
+    if changed == {"manifest.json"} and what == "of another step":
+        return "is not the manifest's" in message
+    return all(part in message for part in (changed & {"manifest.json"} or changed))
 
 
 def tried(run: Path, case: Case, place: Path) -> str | None:
@@ -75,7 +83,7 @@ def tried(run: Path, case: Case, place: Path) -> str | None:
 @pytest.mark.parametrize("sharded", [False, True])
 def test_some_damage_is_noticed_and_named(sharded: bool, tmp_path: Path) -> None:
     run = checkpoints(tmp_path / "run", sharded)
-    chosen = random.Random(1).sample(list(cases(run)), 30)
+    chosen = random.Random(1).sample(list(cases(run)), 15)
     assert not [text for case in chosen if (text := tried(run, case, tmp_path / "copy"))]
 
 

@@ -73,7 +73,7 @@ def keeping_weights(path: Path) -> None:
 
 
 @LATE
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_the_last_good_weights_stay(late: int, value: float, shared: Path, tmp_path: Path, every_step: Place) -> None:
     place, kept = Place(shared, tmp_path), tmp_path / "kept.pt"
 

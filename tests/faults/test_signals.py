@@ -128,7 +128,7 @@ MOMENTS: dict[str, Moment] = {
 }
 
 
-SAMPLE = ("a step", "a validation", "the last validation", "the first save", "sampling")
+SAMPLE = ("a step", "the last validation", "the first save")
 
 
 @pytest.mark.parametrize(
@@ -174,6 +174,7 @@ def test_a_kill_between_the_last_save_and_the_end(name: str, shared: Path, tmp_p
     assert differences(place, straight) is None
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_model_is_compiled(shared: Path, tmp_path: Path) -> None:
     def compile_in_python(act: Callable[[], None]) -> None:
         def backend(graph: Any, inputs: Any) -> Any:
