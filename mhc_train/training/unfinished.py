@@ -34,6 +34,12 @@ def unfinished(config: Config) -> Checkpoint | Run | None:
 
 
 def newest_first(runs_dir: Path) -> list[Run]:
-    """Every run directory; their names begin with the time."""
+    """Every run directory; their names begin with the second in which they were made."""
     found = (path for path in runs_dir.iterdir() if (path / "config.yaml").is_file()) if runs_dir.is_dir() else ()
-    return [Run(path) for path in sorted(found, key=lambda path: path.name, reverse=True)]
+    return [Run(path) for path in sorted(found, key=_age, reverse=True)]
+
+
+def _age(path: Path) -> tuple[str, int]:
+    """Orders runs; those of the same second by a file that is written once."""
+    once = path / "environment.json"
+    return path.name[: len("20260101-120000")], once.stat().st_mtime_ns if once.exists() else 0
