@@ -24,7 +24,7 @@ install: $(VENV)/.installed-dev ## make .venv with everything for development
 quickstart: $(STAMP) ## train residual, HC and mHC on real text (minutes) and write a report
 	$(BIN)/mhc-train compare experiment=quickstart
 
-test: $(VENV)/.installed-dev ## the whole test suite
+test: $(VENV)/.installed-dev ## the test suite, but for the full sweeps of `test-slow`
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-fast: $(VENV)/.installed-dev ## unit tests alone

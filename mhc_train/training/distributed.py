@@ -94,10 +94,12 @@ class Parallel:
         return _agreeing() if self.sharded else Ranks()
 
     def synchronising(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around the forward and backward pass of a micro-batch: gradients are exchanged at a step's last one.
+        """Around the forward and backward pass of a micro-batch: copies exchange their gradients at a step's last one.
 
-        Sharded gradients are at each, since whole ones would need the memory that sharding saves.
+        Those who share a model's shards do so at each, since whole gradients would need the memory that sharding saves.
         """
+        if self.kind == "hsdp":
+            self.wrapped.set_requires_all_reduce(last)
         if self.kind == "ddp" and not last:
             context: contextlib.AbstractContextManager[Any] = self.wrapped.no_sync()
             return context
