@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mhc_train.errors import ConfigError
+from mhc_train.errors import ConfigError, Interrupted
 from mhc_train.model import Transformer
 from mhc_train.ranks import Ranks
 from mhc_train.schema import Config
@@ -38,10 +38,15 @@ def joined() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    at_once = False
     try:
         yield _agreeing()
+    except Interrupted:
+        at_once = True  # without waiting for what other ranks are in the middle of
+        raise
     finally:
-        dist.destroy_process_group()
+        if not at_once:
+            dist.destroy_process_group()
 
 
 def check_parallel(parallel: str, ranks: Ranks) -> None:
