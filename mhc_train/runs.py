@@ -64,7 +64,8 @@ class Run:
 
     def set_status(self, status: str, **facts: Any) -> None:
         """Record where the run stands: running, done, failed or stopped, with what is known of it."""
-        write_json(self.path / "status.json", self.status() | {"status": status} | facts)
+        known = {key: value for key, value in self.status().items() if key != "error"}  # of an end that is past
+        write_json(self.path / "status.json", known | {"status": status} | facts)
 
     def environment(self) -> dict[str, Any]:
         """Versions, hardware and git state of the process that made the run."""

@@ -7,7 +7,7 @@ import pytest
 
 from mhc_train.config.compose import compose, to_yaml
 from mhc_train.files import append_json_line, read_json_lines
-from mhc_train.runs import Run, create_run
+from mhc_train.runs import Run, create_run, new_run_path
 
 SERVICES = Path(__file__).parent / "services"
 
@@ -35,7 +35,7 @@ class Server:
 
 def new_run(directory: Path, *overrides: str) -> Run:
     config = compose(["tracker=wandb", "tracker.mode=online", "tracker.timeout=20", *overrides])
-    return create_run(directory / "runs", "test", to_yaml(config), [])
+    return create_run(new_run_path(directory / "runs", "test"), to_yaml(config), [])
 
 
 def write_metrics(run: Run, *steps: int) -> None:

@@ -1,5 +1,6 @@
 """The directory of a run's checkpoints: their names, which are kept, and how one appears and goes in a single step."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -54,6 +55,9 @@ def set_aside(directory: Path, after: int) -> list[Path]:
     moved = [path for path in named_checkpoints(directory) if step_of(path) > after]
     for path in moved:
         _set_aside(path)
+    left = complete_checkpoints(directory)
+    if moved and left:
+        write_text(directory / "latest", left[-1].name + "\n")
     return moved
 
 
@@ -94,7 +98,8 @@ def remove(path: Path) -> None:
     """Delete a checkpoint; it is out of sight before its first file goes."""
     hidden = path.with_name(f".{path.name}.removed")
     shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
+    with contextlib.suppress(FileNotFoundError):  # somebody else prunes too
+        path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 

@@ -42,10 +42,17 @@ class Checkpoint:
         return self.path / "tokenizer.json"
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `model`, `optimizer` or `random`, whole, on the CPU; empty if the version had none."""
+        """The tensors of `model`, `optimizer` or `random`, whole, on the CPU; empty if the version had none.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
         if name == "random" and not (self.path / "random.safetensors").exists():
             return {}
-        return tensors.read(self.path / name)
+        try:
+            return tensors.read(self.path / name)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path}: its {name} cannot be read: {error}.") from error
 
     def restore(self, name: str, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
         """Fill `targets`, on any device and sharded in any way, with the tensors of `model` or `optimizer`.
@@ -55,7 +62,7 @@ class Checkpoint:
         """
         try:
             tensors.restore(self.path / name, targets, ranks)
-        except (ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: its {name} does not fit this training: {error}.") from error
 
     def skeleton(self) -> Transformer:

@@ -65,12 +65,24 @@ def write_sharded(directory: Path, tensors: Mapping[str, Tensor], ranks: Ranks) 
     with storage_errors(directory), _quietly():
         try:
             save(dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=alone)
-        except CheckpointException as error:  # not an Exception, and the operating system's refusal is inside it
-            raise OSError(None, "; ".join(str(failure[0]) for failure in error.failures.values())) from error
-        sync(directory)
-        # Hashing is shared out like writing.
-        own = sorted(directory.glob("*.safetensors"))[ranks.rank :: ranks.world]
+        except CheckpointException as error:
+            raise _cause(error) from error
+        # Hashing is shared out like writing; one rank lists, since a network's file system may show each another list.
+        files = ranks.by_first(lambda: _listed(directory))
+        own = files[ranks.rank :: ranks.world]
         return {name: facts for part in ranks.by_each(lambda: _settled(own)) for name, facts in part.items()}
+
+
+def _cause(error: CheckpointException) -> Exception:
+    """What is inside of an error that no handler of ordinary ones would catch."""
+    causes = [failure[0] for failure in error.failures.values()]
+    text = "; ".join(map(str, causes))
+    return OSError(None, text) if any(isinstance(cause, OSError) for cause in causes) else RuntimeError(text)
+
+
+def _listed(directory: Path) -> list[Path]:
+    sync(directory)
+    return sorted(directory.glob("*.safetensors"))
 
 
 def _settled(paths: list[Path]) -> Facts:
@@ -123,7 +135,10 @@ def _load_shards(place: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> No
 
     reader = HuggingFaceStorageReader(str(place))
     with _quietly():
-        load(dict(targets), storage_reader=reader, process_group=ranks.group, no_dist=ranks.group is None)
+        try:
+            load(dict(targets), storage_reader=reader, process_group=ranks.group, no_dist=ranks.group is None)
+        except CheckpointException as error:
+            raise _cause(error) from error
 
 
 def _described(place: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

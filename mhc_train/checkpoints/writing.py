@@ -16,6 +16,7 @@ import mhc_train
 from mhc_train.checkpoints.directory import Keep, name_of, prune, publish, remove_leftovers
 from mhc_train.checkpoints.reading import verify
 from mhc_train.checkpoints.tensors import Facts, write_sharded, write_whole
+from mhc_train.console import say
 from mhc_train.errors import StorageError
 from mhc_train.files import hashed_file, json_text, storage_errors
 from mhc_train.ranks import Ranks
@@ -44,10 +45,9 @@ class Snapshot:
 
     @property
     def bytes(self) -> int:
-        """About what this rank has to write."""
-        return sum(
-            _local_bytes(tensor) for part in (self.model, self.optimizer, self.random) for tensor in part.values()
-        )
+        """About what has to be written, by all ranks together."""
+        parts = (self.model, self.optimizer, self.random)
+        return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in part.values())
 
 
 def write_checkpoint(directory: Path, snapshot: Snapshot, keep: Keep, ranks: Ranks | None = None) -> Path:
@@ -75,9 +75,16 @@ def write_checkpoint(directory: Path, snapshot: Snapshot, keep: Keep, ranks: Ran
             if ranks.first:
                 shutil.rmtree(hidden, ignore_errors=True)
     if ranks.first:
-        with storage_errors(directory):
-            prune(directory, keep)
+        _prune(directory, keep)
     return final
+
+
+def _prune(directory: Path, keep: Keep) -> None:
+    """Remove what may go; where that fails, nothing is lost but room."""
+    try:
+        prune(directory, keep)
+    except OSError as error:
+        say(f"{directory}: older checkpoints could not be removed ({error.strerror}).")
 
 
 @contextlib.contextmanager
@@ -156,8 +163,3 @@ def manifest_text(document: dict[str, Any]) -> str:
     """A manifest with the hash of its own text, so that no byte of it can change unseen."""
     own = hashlib.sha256(json_text(document).encode()).hexdigest()
     return json_text(document | {"sha256": own})
-
-
-def _local_bytes(tensor: Tensor) -> int:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.numel() * local.element_size()

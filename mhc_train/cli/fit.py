@@ -29,9 +29,10 @@ def fit(
             "--resume",
             metavar="PATH|auto",
             help="Go on from a run directory's newest good checkpoint, or from one of its checkpoints/step-*. "
-            "Overrides may then change only how long and how often, where the text lies and how it is read, the device "
-            "and the tracker. auto: with the newest run of the configuration that the overrides give, which begins if "
-            "there is none: what a job that is queued again should type.",
+            "Overrides may then change only how long and how often, where the text lies and how it is read, device, "
+            "processes and memory, what follows a failure, and the tracker. auto: with the newest run of the "
+            "configuration that the overrides give, which begins if there is none: what a job that is queued again "
+            "should type.",
             show_default=False,
         ),
     ] = None,
@@ -95,7 +96,7 @@ def fit(
             _print_plan(config, json)
         return
     asked = compose(given, config_name, config_dir) if path is None else None
-    from mhc_train.cli.output import print_json
+    from mhc_train.cli.output import number, print_json
     from mhc_train.training import fit as training
 
     if asked is None:
@@ -112,7 +113,7 @@ def fit(
     else:
         print(
             f"{summary['run']}: step {summary['steps']}, validation loss {summary['val_loss']:.4f}, "
-            f"{summary['val_bpb']:.4f} bits per byte, {summary['tokens_per_second']:,.0f} tokens/s"
+            f"{summary['val_bpb']:.4f} bits per byte, {number(summary['tokens_per_second'], 0)} tokens/s"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mhc_train.console import say
 from mhc_train.data.holdout import TrainingSet, held_out
 from mhc_train.data.lanes import Plan, State
-from mhc_train.data.loader import Batches, check_state
+from mhc_train.data.loader import Batches, check_dealing, check_state
 from mhc_train.data.mixture import Component, components, settled
 from mhc_train.data.order import Reader
 from mhc_train.data.retry import Retry
@@ -43,12 +43,14 @@ class Corpus:
         workers = (self.config.workers or 0) if workers is None else workers
         return Batches(self.plan, self.identity, size, state, rank, world, workers)
 
-    def check(self, state: State | None) -> None:
-        """Refuse a state that these batches cannot go on from.
+    def check(self, state: State | None, size: int, world: int = 1, workers: int = 0) -> None:
+        """Refuse what `batches` would refuse, of any rank.
 
         Raises:
-            DataError: it is of other text, another tokenizer, or other lanes.
+            ConfigError: the numbers do not divide one another.
+            DataError: the state is of other text, another tokenizer, or other lanes.
         """
+        check_dealing(self.plan.lanes, size, world, workers)
         check_state(state, self.identity, self.plan.lanes)
 
 

@@ -49,7 +49,8 @@ class Batches:
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        _check_dealing(plan.lanes, size, rank, world, workers)
+        assert 0 <= rank < world
+        check_dealing(plan.lanes, size, world, workers)
         check_state(state, identity, plan.lanes)
         self.identity, self.of, self.size, self.world = identity, plan.lanes, size // world, world
         self.following: int = state["following"] if state else 0
@@ -164,8 +165,12 @@ def merged(states: list[State]) -> State:
     return heads[0] | {"lanes": dict(lanes)}
 
 
-def _check_dealing(lanes: int, size: int, rank: int, world: int, workers: int) -> None:
-    assert 0 <= rank < world
+def check_dealing(lanes: int, size: int, world: int, workers: int) -> None:
+    """Refuse numbers of lanes, sequences a batch, processes and workers that do not divide one another.
+
+    Raises:
+        ConfigError: with all that is wrong.
+    """
     problems = []
     if lanes % world:
         problems.append(f"data.lanes = {lanes}: must be a multiple of the number of processes, {world}.")

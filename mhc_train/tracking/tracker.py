@@ -24,6 +24,9 @@ class Tracker:
     def finish(self) -> None:
         """Nothing is left to send."""
 
+    def abandon(self) -> None:
+        """Nothing is being sent."""
+
 
 def growing_pauses() -> Iterator[float]:
     """Exponential back-off with jitter, in seconds, for ever."""
@@ -69,6 +72,12 @@ class SendingTracker(Tracker):
             raise
         except Exception as error:  # whatever goes wrong here, how the training ended is what counts
             say(f"The tracker could not be ended ({error}); metrics.jsonl has everything.")
+
+    def abandon(self) -> None:
+        """End at once, without waiting for anything; what is not sent yet, a resume sends."""
+        self._abandoned = True
+        if self._process is not None:
+            self._process.kill()
 
     def _end(self) -> None:
         self._over.set()

@@ -16,14 +16,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mhc_train.errors import ConfigError, Interrupted
+from mhc_train.errors import ConfigError
 from mhc_train.model import Transformer
 from mhc_train.ranks import Ranks
-from mhc_train.schema import Config
+from mhc_train.schema import Config, TrainConfig
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long ranks wait for one that reads, compiles or evaluates longer than they do."""
 SHARDED = ("fsdp", "hsdp")
+CPU = torch.device("cpu")
 # No buffer of a model differs between ranks. The option was renamed in torch 2.13.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _UNSYNCHRONISED: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
@@ -36,25 +37,24 @@ def joined() -> Iterator[Ranks]:
         yield Ranks()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    at_once = False
-    try:
-        yield _agreeing()
-    except Interrupted:
-        at_once = True  # without waiting for what other ranks are in the middle of
-        raise
-    finally:
-        if not at_once:
-            dist.destroy_process_group()
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield all_ranks()
+    # Only after an orderly end: this waits for what other ranks are in the middle of.
+    dist.destroy_process_group()
 
 
-def check_parallel(parallel: str, ranks: Ranks) -> None:
-    """Refuse a layout that does not go with how many processes there are.
+def check_parallel(config: TrainConfig, ranks: Ranks, device: torch.device) -> None:
+    """Refuse a layout that does not go with how many processes there are, or with the device.
 
     Raises:
         ConfigError: it says what to type.
     """
+    parallel = config.parallel
+    if ranks.world > 1 and device.type == "mps":
+        raise ConfigError("Apple's GPUs cannot train together. Type train.device=cpu, or start a single process.")
+    if parallel == "hsdp":
+        groups(config.shard_size, ranks.world)
     if parallel == "none" and ranks.world > 1:
         raise ConfigError(f"train.parallel = none, but {ranks.world} processes were started. Type train.parallel=ddp.")
     if parallel not in ("auto", "none") and ranks.group is None:
@@ -64,8 +64,8 @@ def check_parallel(parallel: str, ranks: Ranks) -> None:
         )
 
 
-def _agreeing() -> Ranks:
-    """All ranks, with a group of their own to agree in: several may be at work at the same time."""
+def all_ranks() -> Ranks:
+    """All ranks, with a new group of their own to agree in, so that threads may agree at the same time."""
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
@@ -93,10 +93,9 @@ class Parallel:
         """Whether each rank holds a part of every parameter."""
         return self.kind in SHARDED
 
-    @property
-    def saving(self) -> Ranks:
-        """Those that write a checkpoint together: all of a sharded model; else each for itself."""
-        return _agreeing() if self.sharded else Ranks()
+    def saving_ranks(self) -> Ranks:
+        """Those that write a checkpoint together: all of a sharded model; else each for itself. All ranks call it."""
+        return all_ranks() if self.sharded else Ranks()
 
     def synchronising(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around the forward and backward pass of a micro-batch: copies exchange their gradients at a step's last one.
@@ -118,36 +117,46 @@ class Parallel:
         return value
 
 
-def lay_out(model: Transformer, config: Config, ranks: Ranks) -> Parallel:
-    """Lay a model, already on its device, out over the ranks, and compile it if asked to."""
+def lay_out(model: Transformer, config: Config, ranks: Ranks, device: torch.device = CPU) -> Parallel:
+    """Lay a model out over the ranks and their devices, and compile it if asked to."""
     kind = config.train.parallel
     if kind == "auto":
         kind = "ddp" if ranks.world > 1 else "none"
     wrapped: nn.Module = model
+    if kind not in SHARDED and device != CPU:
+        model.to(device)
     if kind == "ddp":
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **_UNSYNCHRONISED)
     elif kind in SHARDED:
-        shard(model, mesh(kind, config.train.shard_size, ranks.world, model.rotation.device.type))
+        shard(model, mesh(kind, config.train.shard_size, ranks.world, device.type))
     forward = torch.compile(wrapped) if config.train.compile else wrapped
     return Parallel(kind, ranks, model, wrapped, forward)
 
 
 def mesh(kind: str, shard_size: int, world: int, device: str) -> DeviceMesh:
-    """All processes in one row; for hsdp, rows of those that share one model's shards.
-
-    Raises:
-        ConfigError: the rows would not be equally long.
-    """
+    """All processes in one row; for hsdp, rows of those that share one model's shards."""
     if kind == "fsdp":
         return init_device_mesh(device, (world,))
+    return init_device_mesh(device, groups(shard_size, world), mesh_dim_names=("replicate", "shard"))
+
+
+def groups(shard_size: int, world: int) -> tuple[int, int]:
+    """How many groups share a model's shards, and how many processes each has.
+
+    Raises:
+        ConfigError: they would not be equally large.
+    """
     size = shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if world % size:
         raise ConfigError(f"train.shard_size = {size}: must divide the {world} processes.")
-    return init_device_mesh(device, (world // size, size), mesh_dim_names=("replicate", "shard"))
+    return world // size, size
 
 
 def shard(model: Transformer, devices: DeviceMesh) -> None:
-    """Shard every attention and feed-forward by itself; the rest, which is used all the time, together."""
+    """Shard every attention and feed-forward by itself; the rest, which is used all the time, together.
+
+    Each goes to the device as it is sharded: no device ever holds the whole model.
+    """
     for part in [*model.attention, *model.feedforward]:
         fully_shard(part, mesh=devices)
     fully_shard(model, mesh=devices)

@@ -19,7 +19,7 @@ from mhc_train.model import Transformer
 from mhc_train.ranks import Ranks
 from mhc_train.runs import Run, create_run, find_run, new_run_path
 from mhc_train.schema import Config
-from mhc_train.training.device import choose_device
+from mhc_train.training.device import Device, choose_device, loader_workers
 from mhc_train.training.distributed import check_parallel, joined
 from mhc_train.training.running import Opened, carry_out, summary
 from mhc_train.training.unfinished import unfinished
@@ -62,10 +62,11 @@ def resume_or_fit(config: Config, overrides: Sequence[str] = ()) -> dict[str, An
 
 def _fit(config: Config, overrides: Sequence[str], ranks: Ranks, directory: Path | None = None) -> dict[str, Any]:
     started = time.monotonic()
-    check_parallel(config.train.parallel, ranks)
     device = choose_device(config.train)
+    check_parallel(config.train, ranks, device.device)
     asked = fingerprint(config)
     corpus = open_corpus(config.data)
+    _check_text(config, corpus, device, ranks, None)
     config = dataclasses.replace(config, data=corpus.config)
     path = directory or new_run_path(Path(config.runs_dir), config.name)
     run = ranks.by_first(lambda: _begin_run(path, config, overrides, corpus, asked))
@@ -77,18 +78,31 @@ def _fit(config: Config, overrides: Sequence[str], ranks: Ranks, directory: Path
 
 def _resume(config: Config, checkpoint: Checkpoint, overrides: Sequence[str], ranks: Ranks) -> dict[str, Any]:
     started = time.monotonic()
-    check_parallel(config.train.parallel, ranks)
     device = choose_device(config.train)
+    check_parallel(config.train, ranks, device.device)
     run = find_run(checkpoint.path.parents[1])
     _check_steps(config.train.steps, checkpoint.state["step"])
     # The run's own tokenizer: whatever the cache holds by now, tokens mean what they meant.
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
     corpus = open_corpus(data)
-    corpus.check(checkpoint.state["data"])  # before anything of the run is changed
+    _check_text(config, corpus, device, ranks, checkpoint)
+    model = checkpoint.skeleton()  # the last that may be refused before anything of the run is changed
     with _held(run, ranks):
         ranks.by_first(lambda: _go_back(run, config, checkpoint, overrides))
         say(f"Resuming {run.path} at step {checkpoint.state['step']}.")
-        return carry_out(Opened(config, run, corpus, device, ranks, started), checkpoint.skeleton(), checkpoint)
+        return carry_out(Opened(config, run, corpus, device, ranks, started), model, checkpoint)
+
+
+def _check_text(config: Config, corpus: Corpus, device: Device, ranks: Ranks, checkpoint: Checkpoint | None) -> None:
+    """Refuse a text position or a number of processes that the batches cannot be made for.
+
+    Raises:
+        ConfigError: the numbers do not divide one another.
+        DataError: the text is not what the checkpoint was reading.
+    """
+    state = checkpoint.state["data"] if checkpoint is not None else None
+    size = config.train.batch_tokens // config.data.seq_len
+    corpus.check(state, size, ranks.world, loader_workers(device, config.data))
 
 
 def _begin_run(path: Path, config: Config, overrides: Sequence[str], corpus: Corpus, asked: str) -> Run:

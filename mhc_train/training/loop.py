@@ -75,9 +75,10 @@ def train(session: Session) -> None:
         try:
             while True:
                 report(session, watch)
-                if progression.step == steps or (progression.step and progression.step % config.train.save_every == 0):
-                    session.save(batches.state())
-                if progression.step == steps:
+                last = progression.step == steps
+                if last or (progression.step and progression.step % config.train.save_every == 0):
+                    session.save(batches.state(), last)
+                if last:
                     break
                 started = time.perf_counter()
                 batch = next_batch(session, batches)
@@ -188,7 +189,7 @@ def end(session: Session, batches: Batches, reason: Reason) -> NoReturn:
     troubles = [text for text in session.parallel.ranks.gather(str(batches.failure or "")) if text]
     if troubles and step == 0:
         raise DataError(troubles[0])
-    session.save(batches.state())
+    session.save(batches.state(), last=True)
     session.finish_saving()
     if troubles:
         raise DataError(f"{troubles[0]} Step {step} is saved: {again} goes on.")

@@ -12,7 +12,7 @@ import torch
 from mhc_train.checkpoints import Checkpoint, Keep
 from mhc_train.console import say
 from mhc_train.data import Corpus, order_fingerprint, skipped_documents
-from mhc_train.errors import Stopped, StorageError
+from mhc_train.errors import DataError, Interrupted, NumericsError, Stopped, StorageError
 from mhc_train.files import read_json_lines, write_json
 from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
@@ -70,17 +70,22 @@ def carry_out(opened: Opened, model: Transformer, checkpoint: Checkpoint | None)
         try:
             _train(session, opened)
             _record_end(session, opened)
-        finally:
-            session.tracker.finish()  # last: its wait is no part of the training
+        except Interrupted:
+            session.tracker.abandon()
+            raise
+        except BaseException:
+            session.tracker.finish()
+            raise
+        session.tracker.finish()  # last: its wait is no part of the training
     return opened.ranks.by_first(lambda: summary(opened.run))
 
 
 @contextlib.contextmanager
 def _ending_together(ranks: Ranks) -> Iterator[None]:
-    """Let a rank that was stopped wait for the others: some launchers kill all when the first one ends."""
+    """Let a rank wait for the others where all have come to an end: launchers kill all when the first one is gone."""
     try:
         yield
-    except Stopped:
+    except (Stopped, DataError, NumericsError):  # what all ranks raise, if any does
         ranks.gather(None)
         raise
 
@@ -141,15 +146,20 @@ def _data_facts(session: Session) -> dict[str, Any]:
 def _session(opened: Opened, model: Transformer, checkpoint: Checkpoint | None, stop: StopRequest) -> Session:
     config, device, ranks = opened.config, opened.device, opened.ranks
     check_float64(device, model.path.float64)
-    model.to(device.device)
     model.recompute = segment_length(config.train.recompute, config.connection.streams, model.sublayers)
-    parallel = lay_out(model, config, ranks)
+    parallel = lay_out(model, config, ranks, device.device)
     optimizer = build_optimizer(model, config.optim)
     # Nothing draws from torch's generator but a connection of one's own; then ranks must not draw the same.
     torch.manual_seed(config.seed + ranks.rank)
     progression = _restored(checkpoint, parallel, optimizer) if checkpoint is not None else Progression()
     keep = Keep(config.train.keep_checkpoints, config.train.keep_every)
-    saver = Saver(opened.run.checkpoints, keep, parallel.saving, config.train.async_save)
+    saver = Saver(
+        opened.run.checkpoints,
+        keep,
+        parallel.saving_ranks(),
+        config.train.async_save,
+        forgiving=config.train.on_save_error == "continue",
+    )
     tracker = open_tracker(config.tracker, opened.run) if ranks.first else Tracker()  # which speaks for all
     saved = progression.step if checkpoint is not None else -1
     return Session(

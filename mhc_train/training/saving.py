@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mhc_train.checkpoints import Keep, Snapshot, write_checkpoint
+from mhc_train.console import say
 from mhc_train.errors import StorageError
 from mhc_train.ranks import Ranks
 
@@ -21,24 +22,30 @@ class Saver:
         keep: which of them stay.
         ranks: those that write together. A group that nobody else uses meanwhile, if in the background.
         background: whether `start` returns before the checkpoint is written.
+        forgiving: whether one that cannot be written is only said to be so, unless it is the last.
     """
 
-    def __init__(self, directory: Path, keep: Keep, ranks: Ranks, background: bool) -> None:
-        self.directory, self.keep, self.ranks, self.background = directory, keep, ranks, background
+    def __init__(
+        self, directory: Path, keep: Keep, ranks: Ranks, background: bool = True, forgiving: bool = False
+    ) -> None:
+        self.directory, self.keep, self.ranks = directory, keep, ranks
+        self.background, self.forgiving = background, forgiving
+        # A thread of its own begins on the first GPU, and torch's writer waits for whichever it is on.
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self.failure: BaseException | None = None
         """Of the last checkpoint; None while it is being written."""
         self.slowest = 0.0
         """Seconds that the slowest took."""
         self._thread: threading.Thread | None = None
 
-    def start(self, snapshot: Snapshot) -> None:
+    def start(self, snapshot: Snapshot, last: bool = False) -> None:
         """Begin to write; call `wait` before."""
         assert self._thread is None
         if not self.background:
-            self._write(snapshot)
+            self._write(snapshot, last)
             return
         # A daemon, so that a second signal ends the process without waiting for it.
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="saving a checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(snapshot, last), name="saving", daemon=True)
         self._thread.start()
 
     def wait(self) -> BaseException | None:
@@ -49,14 +56,20 @@ class Saver:
         failure, self.failure = self.failure, None
         return failure
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot, last: bool) -> None:
         started = time.monotonic()
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)
         try:
             write_checkpoint(self.directory, snapshot, self.keep, self.ranks)
         except BaseException as error:  # of a thread of its own, whoever asks next must hear of it
-            if not self.background and not isinstance(error, StorageError):
+            forgiven = self.forgiving and not last and isinstance(error, StorageError)
+            if forgiven:
+                say(f"{error} The training goes on, as train.on_save_error=continue asks.")
+            elif not self.background and not isinstance(error, StorageError):
                 raise
-            self.failure = error
+            else:
+                self.failure = error
         self.slowest = max(self.slowest, time.monotonic() - started)
 
 

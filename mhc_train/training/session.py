@@ -15,7 +15,7 @@ from mhc_train.console import say
 from mhc_train.data import Corpus, State, merged
 from mhc_train.diagnostics import measure, observe
 from mhc_train.errors import NumericsError, StorageError
-from mhc_train.files import append_json_line, write_json
+from mhc_train.files import append_json_line, sync, write_json
 from mhc_train.runs import Run
 from mhc_train.schema import Config
 from mhc_train.tracking import Tracker
@@ -70,7 +70,7 @@ class Session:
         """
         config, progression = self.config, self.progression
         steps = config.train.steps
-        self.parallel.model.path.anneal(progression.step / max(1, steps - 1))
+        self._anneal(progression.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optim, progression.step, steps)
         result: StepResult = take_step(
@@ -87,6 +87,9 @@ class Session:
         self.results.add(progression.step, result, batch)
         self.settle(self.results.late)
 
+    def _anneal(self, step: int) -> None:
+        self.parallel.model.path.anneal(step / max(1, self.config.train.steps - 1))
+
     def settle(self, late: int = 0) -> None:
         """Take in what the last steps but `late` came to.
 
@@ -102,7 +105,10 @@ class Session:
 
     def _refused(self, outcome: Outcome) -> None:
         config, progression = self.config.train, self.progression
-        document = postmortem(self.parallel, outcome, self.corpus.tokenizer, self.device)
+        # Steps that are on their way are refused too, or have changed the weights by now.
+        weights = outcome.step - 1 if self.guard.hold else progression.step
+        self._anneal(outcome.step - 1)
+        document = postmortem(self.parallel, outcome, weights, config.micro_batch, self.corpus.tokenizer, self.device)
         file = self.run.path / "diagnostics" / f"not-finite-step-{outcome.step:08d}.json"
         if self.first:
             write_json(file, document)
@@ -149,24 +155,29 @@ class Session:
 
     def asked_to_stop(self, own: Reason = Reason.NONE) -> Reason:
         """Why all ranks are to stop now, agreed by them; `own` is what this one has besides signals and time."""
-        if self.saver.failure is not None and self.config.train.on_save_error == "stop":
+        if self.saver.failure is not None:
             own = max(own, Reason.SAVE_FAILED)
         now = time.monotonic()
         self.slowest, self.polled = max(self.slowest, now - self.polled), now
         self.stop.margin = max(60 * self.config.train.time_margin, 2 * self.saver.slowest + self.slowest)
         return Reason(self.parallel.ranks.highest(max(own, self.stop.reason)))
 
-    def save(self, data: State) -> None:
-        """Begin to write a checkpoint, if there is none of this step; `data` is this rank's state after the last batch.
+    def save(self, data: State, last: bool = False) -> None:
+        """Begin to write a checkpoint, if there is none of this step.
+
+        Args:
+            data: this rank's state after the last batch.
+            last: whether the training ends with it, whatever `train.on_save_error` says.
 
         Raises:
-            StorageError: the one before could not be written, and `train.on_save_error` is stop.
+            StorageError: the one before could not be written.
         """
         if self.saved == self.progression.step:
             return
         self.settle()
         self.saved = self.progression.step
-        self.finish_saving(self.config.train.on_save_error == "continue")
+        self.finish_saving()
+        self._flush()
         self.progression.data = merged(self.parallel.ranks.gather(data))
         random = random_states(self.parallel.ranks)
         if not (self.first or self.parallel.sharded):
@@ -182,20 +193,25 @@ class Session:
                 own(optimizer_tensors(self.optimizer, self.parallel.model)),
                 random,
                 self.parallel.sharded,
-            )
+            ),
+            last,
         )
 
-    def finish_saving(self, go_on: bool = False) -> None:
+    def _flush(self) -> None:
+        """What a checkpoint counts as written must survive a power cut as it does."""
+        for path in (self.run.metrics, self.run.measurements):
+            if self.first and path.exists():
+                sync(path)
+
+    def finish_saving(self) -> None:
         """Wait until the last checkpoint is written.
 
         Raises:
-            StorageError: it could not be, on whichever rank, unless `go_on`: then it is said.
+            StorageError: it could not be, on whichever rank.
         """
         failure = self.saver.wait()
         if failure is not None and not isinstance(failure, StorageError):
             raise failure
         failures = [text for text in self.parallel.ranks.gather(str(failure) if failure else None) if text]
-        if failures and not go_on:
-            raise StorageError(failures[0])
         if failures:
-            say(f"{failures[0]} The training goes on, as train.on_save_error=continue asks.")
+            raise StorageError(failures[0])

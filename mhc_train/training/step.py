@@ -62,7 +62,8 @@ def take_step(
     # The fused optimizer leaves parameters, moments and step count alone where this is 1: the host need not know.
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = refused = guard.refusal(loss, norm)  # type: ignore[attr-defined]
-    optimizer.step()
+    if device.device.type != "mps" or not refused:  # Apple's fused optimizer does not look at it, so the host does
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, norm, refused)
 

@@ -177,9 +177,9 @@ def test_a_state_of_other_text_or_another_tokenizer_or_lanes_is_refused(tmp_path
         with pytest.raises(DataError, match="the text or its tokenizer is not what the run was reading"):
             open_corpus(other).batches(4, state)
         with pytest.raises(DataError, match="not what the run was reading"):
-            open_corpus(other).check(state)
-    open_corpus(dataclasses.replace(config, prepared="never")).check(state)
-    corpus.check(None)
+            open_corpus(other).check(state, 4)
+    open_corpus(dataclasses.replace(config, prepared="never")).check(state, 4)
+    corpus.check(None, 4)
     with pytest.raises(DataError, match="holds 4 lanes of 8"):
         open_corpus(dataclasses.replace(config, lanes=8)).batches(4, state)
 
