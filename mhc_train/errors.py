@@ -7,7 +7,7 @@ class MhcTrainError(Exception):
     """A failure that a user can understand and mend; its message says how.
 
     `exit_code` is part of the command line's contract (see README.md). A plain `MhcTrainError` is never
-    raised: an error that is none of the kinds below is an internal one, exit code 1.
+    raised: an error that is none of the kinds below is an internal one, exit code 1, and so is a lost rank's.
     """
 
     exit_code = 1
@@ -21,6 +21,10 @@ class ConfigError(MhcTrainError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class LostRankError(MhcTrainError):
+    """Another process of the same training has ended or cannot be reached."""
 
 
 class DataError(MhcTrainError):

@@ -78,19 +78,19 @@ def publish(hidden: Path, final: Path) -> None:
     write_text(final.parent / "latest", final.name + "\n")
 
 
-def prune(directory: Path, keep: Keep) -> list[Path]:
-    """Remove what `keep` does not hold, and what was set aside at steps that are complete again; returns them."""
-    found = superfluous(directory, keep)
+def prune(directory: Path, keep: Keep, all_aside: bool = False) -> list[Path]:
+    """Remove what is `superfluous`; returns it."""
+    found = superfluous(directory, keep, all_aside)
     for path in found:
         remove(path)
     return found
 
 
-def superfluous(directory: Path, keep: Keep) -> list[Path]:
-    """What `prune` would remove."""
+def superfluous(directory: Path, keep: Keep, all_aside: bool = False) -> list[Path]:
+    """What `keep` does not hold, and what was set aside: at steps that are complete again, or all of it."""
     complete = complete_checkpoints(directory)
     newest = step_of(complete[-1]) if complete else -1
-    aside = [path for path in directory.glob(f"step-*{ASIDE}") if step_of(path) <= newest]
+    aside = [path for path in directory.glob(f"step-*{ASIDE}") if all_aside or step_of(path) <= newest]
     return keep.superfluous(complete) + sorted(aside)
 
 

@@ -59,14 +59,14 @@ def pruned(run: Path, keep: int, every: int, dry_run: bool) -> list[Path]:
         CheckpointError: none of those that would stay is whole, and so nothing may go.
     """
     directory, rule = find_run(run).checkpoints, Keep(keep, every)
-    going = superfluous(directory, rule)
+    going = superfluous(directory, rule, all_aside=True)
     stay = [path for path in complete_checkpoints(directory) if path not in going]
     if going and all(verify(path) for path in stay):
         raise CheckpointError(f"{run}: all that would stay is damaged; nothing was removed. See `checkpoint verify`.")
     if dry_run:
         return going
     with storage_errors(directory):
-        return prune(directory, rule)
+        return prune(directory, rule, all_aside=True)
 
 
 def written_whole(source: Path, target: Path) -> Path:

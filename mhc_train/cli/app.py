@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,17 +54,26 @@ def main() -> None:
         app()
     except MhcTrainError as error:
         _report(error)
-        sys.exit(error.exit_code)
+        _end(error.exit_code)
     except KeyboardInterrupt:
         say("Interrupted.")
-        sys.exit(130)
+        _end(130)
     except BrokenPipeError:  # the reader of our output has gone; that is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception:
         traceback.print_exc()
         say("Internal error: this is a fault of mhc-train. Please report the lines above.")
-        sys.exit(1)
+        _end(1)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process; the groups of a training that has failed would wait for ranks that may never answer."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _report(error: MhcTrainError) -> None:

@@ -140,7 +140,7 @@ def _print_plan(config: "Config", json: bool) -> None:
     print_table("Memory", ("of", "MiB"), [(part, _mebibytes(size)) for part, size in memory.items()])
     print_table(
         "Recomputation",
-        ("train.recompute", "sublayers a segment", "kept, MiB", "peak, MiB", "more forward"),
+        ("train.recompute", "sublayers a segment", "kept, MiB", "peak, MiB", "forward again"),
         [
             (row["recompute"], str(row["sublayers"] or "-"), _mebibytes(row["activations"]), _mebibytes(row["peak"]),
              f"{row['extra_forward']:.0%}")

@@ -84,6 +84,8 @@ def amend(config: Config, overrides: Sequence[str]) -> Config:
             OmegaConf.update(document, key, override.value())
         else:
             problems += _differences(document, text)
+    if problems:
+        problems.append(f"What can change on --resume: {', '.join(RESUMABLE)}.")
     amended = _typed(document, problems)
     problems += map(str, validate(amended))
     if problems:
@@ -102,11 +104,11 @@ def _differences(document: DictConfig, text: str) -> list[str]:
     if known is None or isinstance(known, DictConfig):  # a group, or no key at all
         return [
             f"{text}: cannot be given with --resume PATH, which takes the run's own configuration; with --resume auto "
-            f"it can. What can change: {', '.join(RESUMABLE)}."
+            "it can."
         ]
     if known == override.value():
         return []
-    return [f"{text}: cannot change on --resume; the run has {known}. What can: {', '.join(RESUMABLE)}."]
+    return [f"{text}: cannot change on --resume; the run has {known}."]
 
 
 def fingerprint(config: Config) -> str:

@@ -64,7 +64,7 @@ class Problem:
 
 def validate(config: Config) -> list[Problem]:
     """Every problem of a typed configuration; an empty list means that it can be run."""
-    checks = (_choices, _ranges, _model, _connection, _recompute, _batch, _data)
+    checks = (_choices, _ranges, _time, _model, _connection, _recompute, _batch, _data)
     problems = [problem for check in checks for problem in check(config)]
     if not {problem.key for problem in problems} & BUILT_FROM:
         problems += _undefined(config)
@@ -130,6 +130,15 @@ def _ranges(config: Config) -> Iterator[Problem]:
             "must be in [0, 1]",
             "Type optim.final_lr_ratio=0.1.",
         )
+
+
+def _time(config: Config) -> Iterator[Problem]:
+    limit, margin = config.train.time_limit, config.train.time_margin
+    if limit and limit <= margin:
+        yield Problem(
+            "train.time_limit", limit, f"must be above train.time_margin = {margin:g} (minutes)",
+            f"Type train.time_limit={margin + 10:g}, or 0 for none.",
+        )  # fmt: skip
 
 
 def _model(config: Config) -> Iterator[Problem]:

@@ -41,16 +41,16 @@ class Device:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "resident, whole process"
 
 
-def choose_device(config: TrainConfig) -> Device:
+def choose_device(config: TrainConfig, only_planned: bool = False) -> Device:
     """Resolve `train.device` and `train.precision`.
 
     Raises:
-        ConfigError: a device was asked for that this machine does not have.
+        ConfigError: a device was asked for that this machine does not have, unless it is only planned for.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     name, why = _best_device() if config.device == "auto" else (config.device, "asked for")
-    if config.device != "auto" and not _exists(name):
+    if config.device != "auto" and not _exists(name) and not only_planned:
         raise ConfigError(f"train.device = {name}: torch {torch.__version__} sees none here. Type train.device=auto.")
     dtype, why_dtype = _precision(config.precision, name)
     return Device(torch.device(name), dtype, f"{name} ({why}), {str(dtype).removeprefix('torch.')} ({why_dtype})")
@@ -103,6 +103,6 @@ def _exists(name: str) -> bool:
 def _precision(precision: str, device: str) -> tuple[torch.dtype, str]:
     if precision != "auto":
         return (torch.bfloat16 if precision == "bfloat16" else torch.float32), "asked for"
-    if device == "cuda" and torch.cuda.is_bf16_supported():
+    if device == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported()):
         return torch.bfloat16, "the GPU computes in bfloat16"
     return torch.float32, f"the exact choice on {device}"

@@ -45,6 +45,11 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         CheckpointError: there is no good checkpoint; or another process is training in the directory.
     """
     with joined() as ranks:
+        if path.name.endswith(ASIDE):
+            raise CheckpointError(
+                f"{path}: was set aside when its run went on from an earlier step; the lines of metrics up to it are "
+                "gone. It can be diagnosed and converted, not resumed."
+            )
         checkpoint = ranks.by_first(lambda: load_checkpoint(path))
         return _resume(amend(checkpoint.config, overrides), checkpoint, overrides, ranks)
 
@@ -81,6 +86,9 @@ def _resume(config: Config, checkpoint: Checkpoint, overrides: Sequence[str], ra
     device = choose_device(config.train)
     check_parallel(config.train, ranks, device.device)
     run = find_run(checkpoint.path.parents[1])
+    before = checkpoint.config.train.steps
+    if before != config.train.steps and config.optim.schedule != "constant":
+        say(f"train.steps {before} -> {config.train.steps}: the learning rate's course is stretched over them.")
     _check_steps(config.train.steps, checkpoint.state["step"])
     # The run's own tokenizer: whatever the cache holds by now, tokens mean what they meant.
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
@@ -133,7 +141,7 @@ def _held(run: Run, ranks: Ranks) -> Iterator[None]:
 def _go_back(run: Run, config: Config, checkpoint: Checkpoint, overrides: Sequence[str]) -> None:
     """Make the run directory what it was at the checkpoint; later checkpoints are renamed, not removed."""
     for later in set_aside(run.checkpoints, after=checkpoint.state["step"]):
-        say(f"{later.name}, which is later or damaged, is kept as {later.name}{ASIDE} until that step is saved again.")
+        say(f"{later.name} is kept as {later.name}{ASIDE} until that step is saved again, or `checkpoint prune`.")
     # A checkpoint of a training that was stopped amid a validation comes before its own step's line.
     run.truncate(checkpoint.state.get("reported", checkpoint.state["step"]))
     run.amend(to_yaml(config), overrides)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mhc_train.console import say
 from mhc_train.data import Batches
-from mhc_train.errors import DataError, Interrupted, Stopped
+from mhc_train.errors import ConfigError, DataError, Interrupted, Stopped
 from mhc_train.progress import Progress
 from mhc_train.training.device import loader_workers
 from mhc_train.training.optimizer import learning_rate
@@ -180,6 +180,7 @@ def end(session: Session, batches: Batches, reason: Reason) -> NoReturn:
 
     Raises:
         Stopped: as asked.
+        ConfigError: the time limit left no time for a step, so that resuming would not help.
         DataError: the text cannot be read on.
         StorageError: the checkpoint cannot be written.
     """
@@ -191,6 +192,11 @@ def end(session: Session, batches: Batches, reason: Reason) -> NoReturn:
         raise DataError(troubles[0])
     session.save(batches.state(), last=True)
     session.finish_saving()
+    if reason is Reason.TIME_LIMIT and step == session.begun:
+        raise ConfigError(
+            f"train.time_limit = {session.config.train.time_limit:g}: it left no time for a step after step {step}. "
+            "Type a longer one, or a shorter train.time_margin."
+        )
     if troubles:
         raise DataError(f"{troubles[0]} Step {step} is saved: {again} goes on.")
     raise Stopped(f"Stopped by {reason} after step {step} of {session.config.train.steps}; saved. Go on with {again}.")

@@ -19,7 +19,7 @@ DEVICES = (8, 64, 256)
 
 def plan(config: Config) -> dict[str, Any]:
     """The plan that `fit --dry-run` prints. The vocabulary's size is the configured one; no data is read."""
-    device = choose_device(config.train)
+    device = choose_device(config.train, only_planned=True)
     train, seq_len, vocab_size = config.train, config.data.seq_len, config.data.vocab_size
     with FakeTensorMode():
         skeleton = Transformer(config.model, config.connection, vocab_size)

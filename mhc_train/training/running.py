@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed import DistError
 
 from mhc_train.checkpoints import Checkpoint, Keep
 from mhc_train.console import say
 from mhc_train.data import Corpus, order_fingerprint, skipped_documents
-from mhc_train.errors import DataError, Interrupted, NumericsError, Stopped, StorageError
+from mhc_train.errors import DataError, Interrupted, LostRankError, NumericsError, Stopped, StorageError
 from mhc_train.files import read_json_lines, write_json
 from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
@@ -88,6 +89,13 @@ def _ending_together(ranks: Ranks) -> Iterator[None]:
     except (Stopped, DataError, NumericsError):  # what all ranks raise, if any does
         ranks.gather(None)
         raise
+    except RuntimeError as error:
+        if ranks.world == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
+        raise LostRankError(
+            "another process of this training has ended or cannot be reached; its own messages say why. Go on from the "
+            f"last checkpoint with --resume. ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _record_end(session: Session, opened: Opened) -> None:

@@ -46,6 +46,8 @@ class Session:
     progression: Progression
     saved: int = -1
     """The last step that a checkpoint was begun of, or that was resumed from."""
+    begun: int = field(init=False)
+    """The step that this process began at."""
     guard: Guard = field(init=False)
     results: Results = field(init=False)
     polled: float = field(default_factory=time.monotonic)
@@ -54,6 +56,7 @@ class Session:
     """The longest time between two times of that, seconds."""
 
     def __post_init__(self) -> None:
+        self.begun = self.progression.step
         self.guard = Guard(hold=self.config.train.on_nonfinite == "stop")
         self.results = Results(late=1 if self.device.device.type == "cuda" else 0)
 
@@ -119,11 +122,18 @@ class Session:
                 say(f"{found} Skipped; the batch is described in {file}.")
                 return
             found += f" That is {progression.skipped_in_a_row} in a row, and train.skip_limit={config.skip_limit}."
+        clip = "" if self.config.optim.grad_clip else " or optim.grad_clip=1"
         raise NumericsError(
-            f"{found} No weight was changed by it. The batch and every sublayer's ledger are in {file}. Try a lower "
-            f"optim.lr, more optim.warmup_steps or optim.grad_clip=1; or pass over such batches from the last "
-            f"checkpoint on: `mhc-train fit --resume {self.run.path} train.on_nonfinite=skip`."
+            f"{found} No weight was changed by it. The batch and every sublayer's ledger are in {file}. Begin anew "
+            f"with a lower optim.lr, more optim.warmup_steps{clip}{self._way_on()}."
         )
+
+    def _way_on(self) -> str:
+        """Advice for a batch that can be passed over, where there is a checkpoint to go on from."""
+        if self.config.train.on_nonfinite == "skip" or self.saved < 0:
+            return ""
+        command = f"mhc-train fit --resume {self.run.path} train.on_nonfinite=skip"
+        return f"; or pass over such batches from the last checkpoint on: `{command}`"
 
     def _check_divergence(self, step: int) -> None:
         limit, rise = self.config.train.divergence, self.progression.rise
