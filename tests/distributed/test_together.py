@@ -253,3 +253,40 @@ def two_steps(connection: str, rank: int) -> dict[str, torch.Tensor]:
         for _ in range(2):
             take_step(parallel, optimizer, Guard(True), batch, 2, choose_device(config.train), 1.0)
         return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_a_rank_that_dies_is_one_clear_message_of_the_others(place: Path) -> None:
+    found = together(place, 2, functools.partial(killed, 3, *("fit", *overrides(place), *MORE)))
+    assert [end.code for end in found] == [1, -9]
+    assert "another process of this training has ended" in found[0].err and "Traceback" not in found[0].err
+
+
+def killed(step: int, *arguments: str) -> None:
+    """The command line; the last rank is killed before a step."""
+    *texts, rank = arguments
+    from mhc_train.training.session import Session
+
+    take = Session.step
+
+    def step_and_die(self: Session, batch: Any) -> None:
+        if self.progression.step == step and int(rank) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        take(self, batch)
+
+    Session.step = step_and_die  # type: ignore[method-assign]
+    command(*texts)(int(rank))
+
+
+def test_a_resume_that_is_refused_changes_nothing(place: Path) -> None:
+    arguments = (*overrides(place), *MORE, "train.save_every=2", "train.keep_checkpoints=9")
+    alone(place, "fit", *arguments)
+    run = only_run(place)
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before, older = files(), str(run / "checkpoints" / "step-00000004")
+    for wrong in ((3, "train.parallel=ddp"), (2, "train.parallel=hsdp", "train.shard_size=3")):
+        found = together(place, wrong[0], command("fit", "--resume", older, *wrong[1:]))
+        assert [end.code for end in found] == [2] * wrong[0], found[0].err
+    assert files() == before
