@@ -86,6 +86,7 @@ def test_the_last_good_weights_stay(late: int, value: float, shared: Path, tmp_p
     assert place.status["status"] == "failed"
     document = json.loads((place.run / "diagnostics" / "not-finite-step-00000005.json").read_text())
     assert document["schema_version"] == 1 and document["step"] == 5 and document["loss"] is None
+    assert document["weights_after_step"] == 4
     (rank,) = document["ranks"]
     assert [sequence["number"] for sequence in rank["sequences"]] == [16, 17, 18, 19]
     assert all(set(sequence) == {"number", "sha256", "loss", "text"} for sequence in rank["sequences"])
@@ -117,6 +118,8 @@ def test_skipped_steps_are_counted(late: int, shared: Path, tmp_path: Path, ever
     assert counts == {0: None, 2: None, 4: None, 6: 1, 8: 3, 10: 3, 12: 3}
     found = sorted(path.name for path in (place.run / "diagnostics").glob("not-finite-*"))
     assert found == [f"not-finite-step-{number:08d}.json" for number in (5, 7, 8)]
+    fifth = json.loads((place.run / "diagnostics" / found[0]).read_text())
+    assert fifth["weights_after_step"] == 5 + late
     optimizer = load_checkpoint(place.run).tensors("optimizer")
     assert optimizer["step/final_norm.weight"] == 12 - 3
     assert place.lines()[2] == every_step.lines()[2]
