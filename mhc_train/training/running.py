@@ -89,6 +89,13 @@ def _ending_together(ranks: Ranks) -> Iterator[None]:
     except (Stopped, DataError, NumericsError):  # what all ranks raise, if any does
         ranks.gather(None)
         raise
+
+
+@contextlib.contextmanager
+def _in_contact(ranks: Ranks) -> Iterator[None]:
+    """Say plainly that another process has gone, which torch reports as an error of its own network code."""
+    try:
+        yield
     except RuntimeError as error:
         if ranks.world == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
@@ -113,8 +120,9 @@ def _record_end(session: Session, opened: Opened) -> None:
 def _train(session: Session, opened: Opened) -> None:
     """Train and sample; however it ends, the run's status says it."""
     try:
-        train(session)
-        _sample(session)
+        with _in_contact(opened.ranks):
+            train(session)
+            _sample(session)
     except BaseException as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
             status = "stopped" if isinstance(error, Stopped) else "failed"

@@ -34,6 +34,8 @@ class Saver:
         self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self.failure: BaseException | None = None
         """Of the last checkpoint; None while it is being written."""
+        self.lost = False
+        """Whether the last checkpoint could not be written, and that was only said."""
         self.slowest = 0.0
         """Seconds that the slowest took."""
         self._thread: threading.Thread | None = None
@@ -41,6 +43,7 @@ class Saver:
     def start(self, snapshot: Snapshot, last: bool = False) -> None:
         """Begin to write; call `wait` before."""
         assert self._thread is None
+        self.lost = False
         if not self.background:
             self._write(snapshot, last)
             return
@@ -63,8 +66,8 @@ class Saver:
         try:
             write_checkpoint(self.directory, snapshot, self.keep, self.ranks)
         except BaseException as error:  # of a thread of its own, whoever asks next must hear of it
-            forgiven = self.forgiving and not last and isinstance(error, StorageError)
-            if forgiven:
+            self.lost = self.forgiving and not last and isinstance(error, StorageError)
+            if self.lost:
                 say(f"{error} The training goes on, as train.on_save_error=continue asks.")
             elif not self.background and not isinstance(error, StorageError):
                 raise

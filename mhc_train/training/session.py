@@ -182,11 +182,12 @@ class Session:
         Raises:
             StorageError: the one before could not be written.
         """
-        if self.saved == self.progression.step:
+        self.finish_saving()
+        lost = self.parallel.ranks.highest(self.saver.lost)
+        if self.saved == self.progression.step and not lost:
             return
         self.settle()
         self.saved = self.progression.step
-        self.finish_saving()
         self._flush()
         self.progression.data = merged(self.parallel.ranks.gather(data))
         random = random_states(self.parallel.ranks)

@@ -1,20 +1,22 @@
 """A disk that is full, or a file that may not grow: what was there stays, and the message says what is needed."""
 
+import os
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faulted_runs import STEPS, Place, at_call, differences, replace
+from faulted_runs import STEPS, Place, at_call, differences, replace, stopped_after
 from test_kills import snapshot
 
 from mhc_train.checkpoints import Keep, load_checkpoint, write_checkpoint, writing
 from mhc_train.errors import StorageError
 from mhc_train.ranks import Ranks
-from mhc_train.training import session
+from mhc_train.training import saving, session
 from mhc_train.training.saving import Saver
 
 
@@ -145,3 +147,24 @@ def test_a_disk_that_fills_up(sharded: bool, small_disk: Path) -> None:
     saver.start(snapshot(saved, sharded))
     assert saver.wait() is None and load_checkpoint(small_disk).state["step"] == saved
     assert sorted(path.name for path in directory.iterdir()) == ["latest", f"step-{saved:08d}"]
+
+
+def test_a_stop_after_a_save_that_failed_saves_that_step(shared: Path, tmp_path: Path) -> None:
+    """Where a full disk is only to be said, what ends the training is still saved, at the same step too."""
+    place = Place(shared, tmp_path)
+
+    def full_once(genuine: Callable[..., Any]) -> Callable[..., Any]:
+        calls = iter((True,))
+
+        def write(*arguments: Any) -> Any:
+            if next(calls, False):
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise StorageError("cannot write: the disk is full.")
+            return genuine(*arguments)
+
+        return write
+
+    arguments = ("train.on_save_error=continue", "train.async_save=false")
+    ended = place.job(lambda: replace(saving, "write_checkpoint", full_once), *arguments)
+    assert ended.code == 75 and "The training goes on" in ended.said, ended.said
+    assert place.saved == stopped_after(ended.said) == 3
