@@ -80,6 +80,7 @@ def prune(
     keep: Annotated[int, typer.Option("--keep", min=1, help="Newest complete checkpoints that stay.")],
     every: Annotated[int, typer.Option("--every", min=0, help="Also those whose step is a multiple of this.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    json: Json = False,
 ) -> None:
     """Remove a run's older checkpoints, and those that a resumed training has left behind. One good one always stays.
 
@@ -88,15 +89,21 @@ def prune(
     mhc-train checkpoint prune runs/20260101-120000-mhc-0a1b2c --keep 1 --every 10000 --dry-run
     """
     from mhc_train.checkpoints.listing import pruned
+    from mhc_train.cli.output import print_json
 
-    for path in pruned(run, keep, every, dry_run):
-        print(f"{path.name}: {'would be removed' if dry_run else 'removed'}")
+    names = [path.name for path in pruned(run, keep, every, dry_run)]
+    if json:
+        print_json({"schema_version": SCHEMA_VERSION, "run": str(run), "dry_run": dry_run, "removed": names})
+        return
+    for name in names:
+        print(f"{name}: {'would be removed' if dry_run else 'removed'}")
 
 
 @checkpoint.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run with one.")],
     target: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Where to write it; must not exist yet.")],
+    json: Json = False,
 ) -> None:
     """Write a checkpoint with whole tensors, however it was sharded: one model.safetensors that other tools read.
 
@@ -107,5 +114,10 @@ def convert(
     mhc-train checkpoint convert runs/20260101-120000-mhc-0a1b2c/checkpoints/step-00001000 exported
     """
     from mhc_train.checkpoints.listing import written_whole
+    from mhc_train.cli.output import print_json
 
-    print(written_whole(source, target))
+    path = str(written_whole(source, target))
+    if json:
+        print_json({"schema_version": SCHEMA_VERSION, "checkpoint": path})
+    else:
+        print(path)

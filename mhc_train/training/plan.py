@@ -5,6 +5,7 @@ from typing import Any
 
 from torch._subclasses import FakeTensorMode
 
+from mhc_train.console import say
 from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, recomputed_share, training_flops_per_token
 from mhc_train.model.recompute import segment_length
@@ -25,6 +26,7 @@ def plan(config: Config) -> dict[str, Any]:
         skeleton = Transformer(config.model, config.connection, vocab_size)
     skeleton.recompute = segment_length(train.recompute, config.connection.streams, skeleton.sublayers)
     parameters = parameters_by_part(skeleton)
+    say("Estimating memory, by a step on tensors without content for each of several ways to recompute.")
     memories = _memories(config, device)
     chosen = memories[train.recompute]
     shards = [shard(chosen, skeleton, devices) for devices in DEVICES]

@@ -112,6 +112,7 @@ def _record_end(session: Session, opened: Opened) -> None:
         seconds=time.monotonic() - opened.started,
         peak_memory=max(opened.ranks.gather(memory)),
         peak_memory_counted=counted,
+        step=session.progression.step,
         tokens=session.progression.tokens,
         **_data_facts(session),
     )
@@ -126,7 +127,7 @@ def _train(session: Session, opened: Opened) -> None:
     except BaseException as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
             status = "stopped" if isinstance(error, Stopped) else "failed"
-            opened.record(status, error=str(error), **_data_facts(session))
+            opened.record(status, error=str(error), step=session.progression.step, **_data_facts(session))
         raise
 
 

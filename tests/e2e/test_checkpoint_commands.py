@@ -50,7 +50,8 @@ def test_they_are_pruned_unless_nothing_good_would_stay(
     assert run_command(monkeypatch, *prune, "--dry-run") == 0
     assert capsys.readouterr().out.splitlines() == [f"step-0000000{number}: would be removed" for number in (2, 6)]
     assert len(names(run)) == 4
-    assert run_command(monkeypatch, *prune) == 0 and names(run) == ["step-00000004", "step-00000008"]
+    assert run_command(monkeypatch, *prune, "--json") == 0 and names(run) == ["step-00000004", "step-00000008"]
+    assert json.loads(capsys.readouterr().out)["removed"] == ["step-00000002", "step-00000006"]
     (step(run, 8) / "model.safetensors").write_bytes(b"")
     assert run_command(monkeypatch, "checkpoint", "prune", str(run), "--keep", "1") == 4
     assert "nothing was removed" in capsys.readouterr().err and len(names(run)) == 2
@@ -62,6 +63,8 @@ def test_a_converted_one_is_diagnosed(
     target = tmp_path / "exported"
     assert run_command(monkeypatch, "checkpoint", "convert", str(run), str(target)) == 0
     written = Path(capsys.readouterr().out.strip())
+    assert run_command(monkeypatch, "checkpoint", "convert", str(run), str(tmp_path / "another"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(tmp_path / "another" / written.name)
     assert written == target / "step-00000008" and (written / "model.safetensors").is_file()
     assert run_command(monkeypatch, "diagnose", str(written), "--json") == 0
     assert json.loads(capsys.readouterr().out)["step"] == 8
@@ -90,7 +93,7 @@ def test_an_end_that_is_past_leaves_no_error_behind(
     (run / "status.json").write_text(json.dumps(status | {"status": "stopped", "error": "Stopped by SIGTERM"}))
     assert run_command(monkeypatch, "fit", "--resume", str(step(run, 6))) == 0
     found = json.loads((run / "status.json").read_text())
-    assert found["status"] == "done" and "error" not in found
+    assert found["status"] == "done" and "error" not in found and found["step"] == 8
 
 
 def test_a_time_limit_that_leaves_no_time_is_refused(
