@@ -32,10 +32,19 @@ _UNSYNCHRONISED: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broa
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks of this training, as the environment that torchrun (or one like it) sets has them; alone without it."""
+    """The ranks of this training, as the environment that torchrun (or one like it) sets has them; alone without it.
+
+    Raises:
+        ConfigError: only a part of that environment is set.
+    """
     if "RANK" not in os.environ:
         yield Ranks()
         return
+    if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ConfigError(
+            f"RANK is set in the environment, but not {', '.join(missing)}. Start the processes with torchrun, or unset "
+            "RANK to train in this one alone."
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

@@ -366,3 +366,9 @@ def test_reports_of_runs_do_not_overwrite_one_another(tmp_path: Path, monkeypatc
     for _ in range(2):
         assert run_command(monkeypatch, "compare", str(run), str(run)) == 0
     assert len(list(run.parent.glob("*-compare-*/report/report.html"))) == 2
+
+
+def test_half_of_a_launchers_environment_is_one_clear_message(tmp_path: Path) -> None:
+    result = in_process("fit", *overrides(tmp_path), RANK="0", WORLD_SIZE="2")
+    assert result.returncode == 2 and "but not MASTER_ADDR, MASTER_PORT" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "runs").exists()
