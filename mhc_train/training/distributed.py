@@ -42,8 +42,8 @@ def joined() -> Iterator[Ranks]:
         return
     if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ConfigError(
-            f"RANK is set in the environment, but not {', '.join(missing)}. Start the processes with torchrun, or unset "
-            "RANK to train in this one alone."
+            f"RANK is set in the environment, but not {', '.join(missing)}. Start the processes with torchrun, or "
+            "unset RANK to train in this one alone."
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
