@@ -57,8 +57,17 @@ def set_aside(directory: Path, after: int) -> list[Path]:
         _set_aside(path)
     left = complete_checkpoints(directory)
     if moved and left:
-        write_text(directory / "latest", left[-1].name + "\n")
+        _point_to(left[-1])
     return moved
+
+
+def checkpoints_aside(directory: Path) -> list[Path]:
+    """Those that were set aside, oldest first."""
+    return sorted(directory.glob(f"step-*{ASIDE}"))
+
+
+def _point_to(path: Path) -> None:
+    write_text(path.parent / "latest", path.name + "\n")
 
 
 def _set_aside(path: Path) -> None:
@@ -75,7 +84,7 @@ def publish(hidden: Path, final: Path) -> None:
         _set_aside(final)
     hidden.rename(final)
     sync(final.parent)
-    write_text(final.parent / "latest", final.name + "\n")
+    _point_to(final)
 
 
 def prune(directory: Path, keep: Keep, all_aside: bool = False) -> list[Path]:
@@ -90,8 +99,8 @@ def superfluous(directory: Path, keep: Keep, all_aside: bool = False) -> list[Pa
     """What `keep` does not hold, and what was set aside: at steps that are complete again, or all of it."""
     complete = complete_checkpoints(directory)
     newest = step_of(complete[-1]) if complete else -1
-    aside = [path for path in directory.glob(f"step-*{ASIDE}") if all_aside or step_of(path) <= newest]
-    return keep.superfluous(complete) + sorted(aside)
+    aside = [path for path in checkpoints_aside(directory) if all_aside or step_of(path) <= newest]
+    return keep.superfluous(complete) + aside
 
 
 def remove(path: Path) -> None:

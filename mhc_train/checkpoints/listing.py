@@ -7,6 +7,7 @@ from typing import Any
 from mhc_train.checkpoints.directory import (
     ASIDE,
     Keep,
+    checkpoints_aside,
     complete_checkpoints,
     named_checkpoints,
     prune,
@@ -27,7 +28,7 @@ def found_in(run: Path, aside: bool = True) -> list[Path]:
         CheckpointError: it is no run, or has none.
     """
     directory = find_run(run).checkpoints
-    found = named_checkpoints(directory) + (sorted(directory.glob(f"step-*{ASIDE}")) if aside else [])
+    found = named_checkpoints(directory) + (checkpoints_aside(directory) if aside else [])
     if not found:
         raise CheckpointError(f"{run}: it has no checkpoint.")
     return found

@@ -153,14 +153,15 @@ def _manifest(path: Path) -> dict[str, Any]:
         )
     # The first version had none; one that has it is no first version, whatever it says.
     hashed = version > 1 or own is not None
-    if not whole or (hashed and not _is_own(document, own, text)):
+    if not whole or (hashed and text != manifest_text(document).encode()):
         raise CheckpointError("manifest.json is corrupt (its hash is not its text's)")
     return document
 
 
-def _is_own(document: dict[str, Any], own: Any, text: bytes) -> bool:
-    expected = hashlib.sha256(json_text(document).encode()).hexdigest()
-    return own == expected and text == json_text(document | {"sha256": own}).encode()
+def manifest_text(document: dict[str, Any]) -> str:
+    """A manifest with the hash of its own text, so that no byte of it can change unseen."""
+    own = hashlib.sha256(json_text(document).encode()).hexdigest()
+    return json_text(document | {"sha256": own})
 
 
 def _problem(file: Path, facts: Any) -> str | None:

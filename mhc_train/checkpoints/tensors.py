@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mhc_train.files import hashed_file, sha256_file, storage_errors, sync
 from mhc_train.ranks import Ranks
@@ -58,7 +56,9 @@ def write_sharded(directory: Path, tensors: Mapping[str, Tensor], ranks: Ranks) 
     Raises:
         StorageError: on all ranks, where it fails on one.
     """
+    # Imported here, as wherever tensors are distributed: it takes a second, which `diagnose` need not wait.
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+    from torch.distributed.checkpoint.api import CheckpointException
 
     alone = ranks.group is None
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
@@ -73,8 +73,8 @@ def write_sharded(directory: Path, tensors: Mapping[str, Tensor], ranks: Ranks) 
         return {name: facts for part in ranks.by_each(lambda: _settled(own)) for name, facts in part.items()}
 
 
-def _cause(error: CheckpointException) -> Exception:
-    """What is inside of an error that no handler of ordinary ones would catch."""
+def _cause(error: Any) -> Exception:
+    """What is inside of a `CheckpointException`, which no handler of ordinary errors would catch."""
     causes = [failure[0] for failure in error.failures.values()]
     text = "; ".join(map(str, causes))
     return OSError(None, text) if any(isinstance(cause, OSError) for cause in causes) else RuntimeError(text)
@@ -123,15 +123,18 @@ def restore(place: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
             target.copy_(_like(whole, target))
 
 
-def _like(whole: Tensor, target: Tensor) -> Tensor:
-    if not isinstance(target, DTensor):
+def _like(whole: Tensor, target: Any) -> Tensor:
+    if not hasattr(target, "device_mesh"):  # a plain tensor
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     # Every rank has the whole tensor and cuts its own shard: nothing is sent.
     return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
 def _load_shards(place: Path, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
 
     reader = HuggingFaceStorageReader(str(place))
     with _quietly():

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import mhc_train
 from mhc_train.checkpoints.directory import Keep, name_of, prune, publish, remove_leftovers
-from mhc_train.checkpoints.reading import verify
+from mhc_train.checkpoints.reading import manifest_text, verify
 from mhc_train.checkpoints.tensors import Facts, write_sharded, write_whole
 from mhc_train.console import say
 from mhc_train.errors import StorageError
@@ -157,9 +156,3 @@ def _description(snapshot: Snapshot, world: int) -> dict[str, Any]:
 
 
 _git_state = functools.cache(git_state)
-
-
-def manifest_text(document: dict[str, Any]) -> str:
-    """A manifest with the hash of its own text, so that no byte of it can change unseen."""
-    own = hashlib.sha256(json_text(document).encode()).hexdigest()
-    return json_text(document | {"sha256": own})

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from weakref import finalize
 
 from mhc_train.errors import DataError, MhcTrainError
+from mhc_train.stop_signals import SIGNALS
 
 Item = TypeVar("Item")
 Make = Callable[[int, int], Iterator[Item]]
@@ -90,7 +91,7 @@ def _serve(make: Make[Any], number: int, count: int, sender: Connection) -> None
 def _without_signals() -> Iterator[None]:
     """Processes started here never see a stop signal: the training process decides when to stop."""
     resource_tracker.ensure_running()  # whose start would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:

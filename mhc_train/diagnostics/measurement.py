@@ -70,7 +70,7 @@ def _curve(names: list[str], composites: list[Tensor], of_means: list[Tensor]) -
     return [
         {"index": index, "name": name}
         | {key: statistics(function(P)) for key, function in MEASURES.items()}
-        | {"of_token_means": {key: _finite(function(mean).item()) for key, function in MEASURES.items()}}
+        | {"of_token_means": {key: finite(function(mean).item()) for key, function in MEASURES.items()}}
         | {"mean_map": P.mean(0).tolist()}
         for index, (name, P, mean) in enumerate(zip(names, composites, of_means, strict=True))
     ]
@@ -86,8 +86,9 @@ def statistics(values: Tensor) -> dict[str, float | None]:
     flat = values.double().flatten()
     quantiles = torch.quantile(flat, flat.new_tensor(list(QUANTILES.values())))
     numbers = {"mean": flat.mean().item()} | dict(zip(QUANTILES, quantiles.tolist(), strict=True))
-    return {name: _finite(number) for name, number in numbers.items()}
+    return {name: finite(number) for name, number in numbers.items()}
 
 
-def _finite(number: float) -> float | None:
+def finite(number: float) -> float | None:
+    """The number, if JSON has it."""
     return number if math.isfinite(number) else None

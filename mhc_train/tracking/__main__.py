@@ -16,6 +16,7 @@ from mhc_train.errors import MhcTrainError
 from mhc_train.files import only_one
 from mhc_train.runs import Run, find_run
 from mhc_train.schema import TrackerConfig
+from mhc_train.stop_signals import SIGNALS
 from mhc_train.tracking.sender import process_deadline, send
 from mhc_train.tracking.service import reason, start_wandb
 
@@ -78,7 +79,7 @@ def _input_ended(seconds: float) -> bool:
 
 def _ignore_stop_signals() -> None:
     """A scheduler may signal every process of a job: it is the training that decides when to stop."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

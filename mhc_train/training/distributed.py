@@ -6,20 +6,20 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mhc_train.errors import ConfigError
 from mhc_train.model import Transformer
 from mhc_train.ranks import Ranks
 from mhc_train.schema import Config, TrainConfig
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long ranks wait for one that reads, compiles or evaluates longer than they do."""
@@ -142,8 +142,10 @@ def lay_out(model: Transformer, config: Config, ranks: Ranks, device: torch.devi
     return Parallel(kind, ranks, model, wrapped, forward)
 
 
-def mesh(kind: str, shard_size: int, world: int, device: str) -> DeviceMesh:
+def mesh(kind: str, shard_size: int, world: int, device: str) -> "DeviceMesh":
     """All processes in one row; for hsdp, rows of those that share one model's shards."""
+    from torch.distributed.device_mesh import init_device_mesh
+
     if kind == "fsdp":
         return init_device_mesh(device, (world,))
     return init_device_mesh(device, groups(shard_size, world), mesh_dim_names=("replicate", "shard"))
@@ -161,16 +163,19 @@ def groups(shard_size: int, world: int) -> tuple[int, int]:
     return world // size, size
 
 
-def shard(model: Transformer, devices: DeviceMesh) -> None:
+def shard(model: Transformer, devices: "DeviceMesh") -> None:
     """Shard every attention and feed-forward by itself; the rest, which is used all the time, together.
 
     Each goes to the device as it is sharded: no device ever holds the whole model.
     """
+    from torch.distributed.fsdp import fully_shard
+
     for part in [*model.attention, *model.feedforward]:
         fully_shard(part, mesh=devices)
     fully_shard(model, mesh=devices)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """A distributed tensor as a plain one, which all ranks must ask for together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    result: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return result

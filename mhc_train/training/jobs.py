@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override
 from mhc_train.config.compose import compose, groups, parse
 from mhc_train.errors import ConfigError, MhcTrainError
 from mhc_train.schema import Config
-from mhc_train.training.stop import SIGNALS
+from mhc_train.stop_signals import handled_by
 
 FIT = (sys.executable, "-m", "mhc_train", "fit")
 
@@ -92,16 +92,14 @@ class Forwarding:
     def __init__(self) -> None:
         self.received: str | None = None
         self.child: subprocess.Popen[bytes] | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._handling = handled_by(self._forward)
 
     def __enter__(self) -> "Forwarding":
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._forward)
+        self._handling.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *exception: Any) -> None:
+        self._handling.__exit__(*exception)
 
     def to(self, child: subprocess.Popen[bytes]) -> None:
         """Pass signals on to this child; one that came before it was there, too."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mhc_train.connections import State
 from mhc_train.data.tokenizer import LoadedTokenizer
+from mhc_train.diagnostics.measurement import finite
 from mhc_train.training.device import Device
 from mhc_train.training.distributed import Parallel, whole
 from mhc_train.training.results import Outcome
@@ -134,8 +135,3 @@ def _energy(tensor: Tensor) -> float:
 
 def _largest(tensor: Tensor) -> float:
     return tensor.abs().max().item()
-
-
-def finite(number: float) -> float | None:
-    """The number, if JSON has it."""
-    return number if math.isfinite(number) else None

@@ -12,8 +12,8 @@ from types import FrameType
 
 from mhc_train.console import say
 from mhc_train.errors import Interrupted
+from mhc_train.stop_signals import handled_by
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 ECHO_SECONDS = 5.0
 
 
@@ -95,9 +95,5 @@ def stop_on_signals(seconds: float = math.inf) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request.receive) for number in SIGNALS}
-    try:
+    with handled_by(request.receive):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

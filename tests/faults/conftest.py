@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faulted_runs import Place
 from faulting import Sweeps
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "fault_sweeps.json"
@@ -30,6 +31,20 @@ def sweeps() -> Iterator[Sweeps]:
         "sweeps": dict(sorted((before | sweeps.found).items())),
     }
     RESULTS.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the corpus lies."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def straight(shared: Path) -> Place:
+    """A run that nothing stopped."""
+    place = Place(shared, shared / "straight")
+    assert place.job().code == 0
+    return place
 
 
 @pytest.fixture(autouse=True)

@@ -29,20 +29,6 @@ SMALL, AMPLE = 90_000, 10_000_000
 """Smaller than the tensors of a model, larger than everything else of a run; larger than anything."""
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the corpus lies."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def straight(shared: Path) -> Place:
-    """A run that always had room."""
-    place = Place(shared, shared / "straight")
-    assert place.job().code == 0
-    return place
-
-
 def full_from(number: int, room_again: int | None = None) -> Callable[[], None]:
     """From the save of that number on there is no room, until the save of the other number."""
 

@@ -21,12 +21,6 @@ LATE = pytest.mark.parametrize("late", [0, 1])
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the corpus lies."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
 def every_step(shared: Path) -> Place:
     """A run with nothing wrong, saved at every step."""
     place = Place(shared, shared / "straight", "train.save_every=1", "train.keep_checkpoints=99")

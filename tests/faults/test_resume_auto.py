@@ -4,19 +4,12 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
 from faulted_runs import STEPS, Place, at_call, replace, stopped_after, unchanged
 from faulting import Child
 from test_signals import die, heard, stop
 
 from mhc_train.training import session
 from mhc_train.training.unfinished import newest_first
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the corpus lies."""
-    return tmp_path_factory.mktemp("shared")
 
 
 def stopped_at(place: Place, step: int, *arguments: str) -> Path:

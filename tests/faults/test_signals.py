@@ -25,20 +25,6 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the corpus lies."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def straight(shared: Path) -> Place:
-    """A run that nothing stopped."""
-    place = Place(shared, shared / "straight")
-    assert place.job().code == 0
-    return place
-
-
-@pytest.fixture(scope="module")
 def seconds(straight: Place, shared: Path) -> float:
     """That such a run takes, when the corpus is there."""
     started = time.monotonic()

@@ -25,8 +25,6 @@ from mhc_train.schema import Config, ConnectionConfig, ModelConfig
 
 MODEL = ModelConfig(dim=16, layers=1, heads=2, kv_heads=1, ffn_dim=24, max_seq_len=16, document_mask=True)
 CONFIG = Config(model=MODEL)
-FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "config.json",
-         "tokenizer.json", "manifest.json")  # fmt: skip
 
 
 def snapshot(step: int, sharded: bool = False) -> Snapshot:

@@ -16,9 +16,9 @@ from tracked import Server, new_run, write_measurement, write_metrics
 from mhc_train.files import append_json_line, read_json_lines
 from mhc_train.runs import Run
 from mhc_train.schema import TrackerConfig
+from mhc_train.stop_signals import SIGNALS
 from mhc_train.tracking.record import load_record
 from mhc_train.tracking.tracker import LONGEST_PAUSE, SendingTracker, Tracker, growing_pauses, open_tracker
-from mhc_train.training.stop import SIGNALS
 
 BOUND = 30.0
 """Seconds that anything here may take: long, and far from for ever."""

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from mhc_train.errors import Interrupted
-from mhc_train.training.stop import SIGNALS, Reason, StopRequest, WaitedEnough, stop_on_signals
+from mhc_train.stop_signals import SIGNALS
+from mhc_train.training.stop import Reason, StopRequest, WaitedEnough, stop_on_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
