@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mhc_train import kernels
 from mhc_train.connections.interface import Connection, Maps
+from mhc_train.mixers import Mixer
 from mhc_train.mixers.free import Free
 from mhc_train.schema import ConnectionConfig
 
@@ -47,6 +48,10 @@ class HyperConnection(Connection):
         post = self.gate[1] * features[..., 1] + self.bias_post
         res = self.gate[2] * features[..., 2:].transpose(-2, -1).flatten(-2) + self.bias_res
         return Maps(pre, post, self.mixer(res))
+
+    def mixing(self, streams: Float[Tensor, "batch seq n C"]) -> tuple[Mixer, Float[Tensor, "batch seq k"]]:
+        """Its logits are the entries of H_res, which nothing constrains."""
+        return self.mixer, self.maps(streams).res.flatten(-2)
 
     def _static_maps(self, streams: Tensor) -> Maps:
         tokens = streams.shape[:2]

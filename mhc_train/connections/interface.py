@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mhc_train import kernels
-from mhc_train.mixers import Guarantee
+from mhc_train.mixers import Guarantee, Law, Mixer
 from mhc_train.schema import ConnectionConfig
 
 
@@ -42,6 +42,8 @@ class Connection(nn.Module, ABC):
     """What `connection.kind` calls it."""
     guarantees: tuple[Guarantee, ...] = ()
     """The laws that H_res obeys for every token (see `mhc_train.mixers.interface`)."""
+    renounced: frozenset[Law] = frozenset()
+    """The laws that H_res does not aim at, though its maps are constrained."""
     float64: bool = False
     """Whether its maps are computed in float64, which Apple's GPUs cannot."""
 
@@ -53,6 +55,10 @@ class Connection(nn.Module, ABC):
     @abstractmethod
     def maps(self, streams: Float[Tensor, "batch seq n C"]) -> Maps:
         """H_pre, H_post and H_res of every token, from its streams alone (so the connection is causal)."""
+
+    def mixing(self, streams: Float[Tensor, "batch seq n C"]) -> tuple[Mixer, Float[Tensor, "batch seq k"]] | None:
+        """The mixer and the logits that it makes H_res of, for a diagnosis; None where H_res is made of nothing."""
+        return None
 
     def read(
         self, streams: Float[Tensor, "batch seq n C"], pre: Float[Tensor, "batch seq n"]

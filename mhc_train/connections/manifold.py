@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mhc_train import kernels
 from mhc_train.connections.interface import Connection, Maps
-from mhc_train.mixers import build_mixer
+from mhc_train.mixers import Mixer, build_mixer
 from mhc_train.schema import ConnectionConfig
 
 PROJECTION_STD = 0.02
@@ -28,7 +28,8 @@ class ManifoldConnection(Connection):
         super().__init__(config, dim, index, sublayers)
         keys = {**vars(config), "sublayers": sublayers}
         self.mixer = build_mixer(config.mixer, self.streams, keys, config.options)
-        self.guarantees, self.float64 = self.mixer.guarantees, self.mixer.float64
+        self.guarantees, self.renounced = self.mixer.guarantees, self.mixer.renounced
+        self.float64 = self.mixer.float64
         self.sizes = [size for size in (self.streams, self.streams, self.mixer.logits) if size]
         if config.dynamic:
             self.projection = nn.Parameter(torch.empty(sum(self.sizes), self.streams * dim).normal_(std=PROJECTION_STD))
@@ -55,6 +56,10 @@ class ManifoldConnection(Connection):
             return self.bias.expand(*streams.shape[:2], -1)
         gates = torch.cat([gate.expand(size) for gate, size in zip(self.gate, self.sizes, strict=True)])
         return kernels.project(streams.float(), self.projection, self.config.norm_eps) * gates + self.bias
+
+    def mixing(self, streams: Float[Tensor, "batch seq n C"]) -> tuple[Mixer, Float[Tensor, "batch seq k"]] | None:
+        """Its mixer and the logits of res."""
+        return (self.mixer, self.logits(streams)[..., 2 * self.streams :]) if self.mixer.logits else None
 
     def write(
         self, streams: Float[Tensor, "batch seq n C"], output: Float[Tensor, "batch seq C"], maps: Maps

@@ -52,6 +52,11 @@ class Path(nn.Module):
         return tuple(joint for law in Law if (joint := self._guarantee(law)) is not None)
 
     @property
+    def renounced(self) -> frozenset[Law]:
+        """The laws that a sublayer's H_res does not aim at."""
+        return frozenset(law for index in range(len(self)) for law in self[index].renounced)
+
+    @property
     def float64(self) -> bool:
         """Whether any sublayer's maps are computed in float64."""
         return any(self[index].float64 for index in range(len(self)))

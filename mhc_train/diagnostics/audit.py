@@ -25,7 +25,7 @@ def audit(path: Path, tokens: int) -> dict[str, Any]:
     data = dataclasses.replace(checkpoint.config.data, tokenizer=str(checkpoint.tokenizer))
     rows = max(1, tokens // data.seq_len)
     model = checkpoint.model()
-    document = measure(observe(model, open_corpus(data).validation.blocks[:rows]), model.path.guarantees)
+    document = measure(observe(model, open_corpus(data).validation.blocks[:rows]))
     return {
         "schema_version": SCHEMA_VERSION,
         "checkpoint": str(checkpoint.path),

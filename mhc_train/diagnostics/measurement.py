@@ -9,26 +9,21 @@ from torch import Tensor
 from mhc_train.diagnostics import signals
 from mhc_train.diagnostics.laws import judge
 from mhc_train.diagnostics.maps import MEASURES, backward_composites, forward_composites
-from mhc_train.diagnostics.probe import Crossing, Observation
-from mhc_train.mixers import Guarantee
+from mhc_train.diagnostics.observation import Crossing, Observation
 
 SCHEMA_VERSION = 1
 CONVENTION = "rows receive, columns send: X'[i] = sum_j H_res[i, j] X[j]"
 QUANTILES = {"min": 0.0, "median": 0.5, "p99": 0.99, "max": 1.0}
 
 
-def measure(observation: Observation, guarantees: tuple[Guarantee, ...] = ()) -> dict[str, Any]:
-    """Everything that is known of a residual path, as plain JSON data; numbers are `{mean, min, median, p99, max}`.
-
-    Args:
-        observation: what the model did.
-        guarantees: the laws that its mixer declares, set beside what is measured.
-    """
-    maps = [crossing.maps.res.flatten(0, 1).double() for crossing in observation.crossings]
+def measure(observation: Observation) -> dict[str, Any]:
+    """Everything that is known of a residual path, as plain JSON data; numbers are `{mean, min, median, p99, max}`."""
+    maps = [crossing.res.double() for crossing in observation.crossings]
     document: dict[str, Any] = {
         "convention": CONVENTION,
         "streams": maps[0].shape[-1],
         "tokens": maps[0].shape[0],
+        "basis": observation.basis,
         "loss": observation.loss,
         "sublayers": _sublayers(observation, maps),
         "composite": {
@@ -36,33 +31,33 @@ def measure(observation: Observation, guarantees: tuple[Guarantee, ...] = ()) ->
             "backward": _curve(observation.names, backward_composites(maps), _token_means(backward_composites, maps)),
         },
     }
-    return document | {"laws": judge(document, guarantees)}
+    return document | {"laws": judge(document, observation.guarantees)}
 
 
 def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, Any]]:
-    rows = zip(observation.names, observation.crossings, observation.gradients, maps, strict=True)
+    rows = zip(observation.names, observation.crossings, maps, strict=True)
     return [
         {"index": index, "name": name}
-        | {key: statistics(values) for key, values in _numbers(crossing, gradient, H).items()}
-        | {"mean_maps": {key: getattr(crossing.maps, key).mean((0, 1)).tolist() for key in ("pre", "post", "res")}}
-        for index, (name, crossing, gradient, H) in enumerate(rows)
+        | {key: statistics(values) for key, values in _numbers(crossing, H).items()}
+        | {"mean_maps": {key: getattr(crossing, key).mean(0).tolist() for key in ("pre", "post", "res")}}
+        for index, (name, crossing, H) in enumerate(rows)
     ]
 
 
-def _numbers(crossing: Crossing, gradient: Tensor, H: Tensor) -> dict[str, Tensor]:
+def _numbers(crossing: Crossing, H: Tensor) -> dict[str, Tensor]:
     """All measurements of one sublayer, a number a token."""
-    streams = crossing.streams.flatten(0, 1).double()
-    ledger = signals.energy_ledger(
-        streams, H, crossing.maps.post.flatten(0, 1).double(), crossing.output.flatten(0, 1).double()
-    )
-    return {
-        **{name: function(H) for name, function in MEASURES.items()},
-        **ledger,
-        "gradient_energy_gain": signals.gradient_energy_gain(gradient.flatten(0, 1).double(), H),
-        "stream_difference": signals.stream_difference(streams),
-        "effective_streams": signals.effective_streams(streams),
-        "stream_cosine": signals.stream_cosine(streams),
-    }
+    numbers = {name: function(H) for name, function in MEASURES.items()}
+    if crossing.streams is not None and crossing.output is not None:
+        streams = crossing.streams.double()
+        numbers |= signals.energy_ledger(streams, H, crossing.post.double(), crossing.output.double())
+        numbers |= {
+            "stream_difference": signals.stream_difference(streams),
+            "effective_streams": signals.effective_streams(streams),
+            "stream_cosine": signals.stream_cosine(streams),
+        }
+    if crossing.backward is not None:
+        numbers["gradient_energy_gain"] = signals.gradient_energy_gain(crossing.backward.after.double(), H)
+    return numbers
 
 
 def _curve(names: list[str], composites: list[Tensor], of_means: list[Tensor]) -> list[dict[str, Any]]:

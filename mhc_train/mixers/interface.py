@@ -63,6 +63,8 @@ class Mixer(nn.Module, ABC):
     """What `connection.mixer` calls it."""
     guarantees: tuple[Guarantee, ...] = ()
     """What holds, per token; anything not listed is not promised."""
+    renounced: ClassVar[frozenset[Law]] = frozenset()
+    """Laws that its constraint replaces by another, so that it is no fault to break them."""
     policies: ClassVar[tuple[str, ...]] = ("equivalent", "home", "uniform", "saturated")
     """Init policies that `bias` knows."""
     mixes: ClassVar[bool] = True

@@ -20,6 +20,7 @@ class Quaternion(Mixer):
 
     name = "quaternion"
     guarantees = (Guarantee(Law.ENERGY, ROUNDING), Guarantee(Law.DISSIPATION, ROUNDING))
+    renounced = frozenset({Law.MASS, Law.TIME_SYMMETRY, Law.POSITIVITY})
     policies = ("equivalent", "home", "saturated")
 
     def __init__(self, streams: int) -> None:

@@ -24,6 +24,7 @@ class Spectral(Mixer):
         Guarantee(Law.TIME_SYMMETRY, ROUNDING),
         Guarantee(Law.DISSIPATION, ROUNDING),
     )
+    renounced = frozenset({Law.POSITIVITY})
 
     def __init__(self, streams: int) -> None:
         super().__init__(streams)

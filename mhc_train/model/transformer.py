@@ -1,6 +1,7 @@
 """A decoder-only transformer that knows its residual streams only through a path."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,10 @@ from mhc_train.model.feedforward import FeedForward
 from mhc_train.model.initialise import initialise_backbone, seeded
 from mhc_train.schema import ConnectionConfig, ModelConfig
 
-Observer = Callable[[int, State, Tensor], None]
-"""Called with (sublayer index, state before the write, sublayer output), and after the last sublayer with
-(number of sublayers, final state, read-out)."""
+Observer = Callable[[int, State, Tensor, Tensor], Any]
+"""A function of (sublayer index, state before the write, sublayer input before its norm, sublayer output), and after
+the last sublayer of (number of sublayers, final state, read-out, read-out). What it returns, the model returns: without
+side effects, it sees the same on a checkpoint and in training, compiled and with recomputation."""
 
 
 class Transformer(nn.Module):
@@ -63,35 +65,38 @@ class Transformer(nn.Module):
 
     def forward(
         self, tokens: Int[Tensor, "batch seq"], observe: Observer | None = None
-    ) -> Float[Tensor, "batch seq vocab"]:
-        """Next-token logits of every position; `observe` sees the streams and maps as they pass."""
+    ) -> Float[Tensor, "batch seq vocab"] | tuple[Float[Tensor, "batch seq vocab"], list[Any]]:
+        """Next-token logits of every position; with an observer, also all that it returned, in order."""
         mask = None if self.end_of_text is None else document_mask(tokens, self.end_of_text)
         state = self.path.expand(self.embedding(tokens))
-        # What an observer sees is kept by it, and without gradients there is nothing to keep.
-        if self.recompute and observe is None and torch.is_grad_enabled():
-            for first in range(0, self.sublayers, self.recompute):
-                last = min(first + self.recompute, self.sublayers)
-                state = checkpoint(self._segment, first, last, state, mask, use_reentrant=False)
-        else:
-            state = self._segment(0, self.sublayers, state, mask, observe)
+        seen: list[Any] = []
+        # Without gradients there is nothing to keep.
+        length = self.recompute if torch.is_grad_enabled() else 0
+        for first in range(0, self.sublayers, length or self.sublayers):
+            last = min(first + (length or self.sublayers), self.sublayers)
+            if length:
+                state, part = checkpoint(self._segment, first, last, state, mask, observe, use_reentrant=False)
+            else:
+                state, part = self._segment(first, last, state, mask, observe)
+            seen += part
         state, x = self.path.read(self.sublayers, state)
-        if observe is not None:
-            observe(self.sublayers, state, x)
         weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.final_norm(x), weight)
+        logits = F.linear(self.final_norm(x), weight)
+        return logits if observe is None else (logits, [*seen, observe(self.sublayers, state, x, x)])
 
     def _segment(
-        self, first: int, last: int, state: State, mask: Tensor | None, observe: Observer | None = None
-    ) -> State:
+        self, first: int, last: int, state: State, mask: Tensor | None, observe: Observer | None
+    ) -> tuple[State, list[Any]]:
         """Sublayers `first` to `last` - 1: from the streams before the first one's read to those after a write."""
+        seen = []
         state, x = self.path.read(first, state)
         for index in range(first, last):
             output = self._sublayer(index, x, mask)
             if observe is not None:
-                observe(index, state, output)
+                seen.append(observe(index, state, x, output))
             if index + 1 < last:
                 state, x = self.path.cross(index, state, output)
-        return self.path.write(last - 1, state, output)
+        return self.path.write(last - 1, state, output), seen
 
     def _sublayer(
         self, index: int, x: Float[Tensor, "batch seq C"], mask: Tensor | None

@@ -107,7 +107,7 @@ class Ledger:
         self.names = [*names, "read_out"]
         self.seen: list[list[dict[str, float]]] = [[] for _ in self.names]
 
-    def record(self, index: int, state: State, output: Tensor) -> None:
+    def record(self, index: int, state: State, x: Tensor, output: Tensor) -> None:
         """What the model calls."""
         row = {"energy": _energy(state.streams), "largest": _largest(state.streams)}
         row |= {"output_energy": _energy(output), "output_largest": _largest(output)}

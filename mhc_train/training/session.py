@@ -158,8 +158,7 @@ class Session:
     def measure(self) -> None:
         """Measure the residual path on the first validation tokens and write it down."""
         rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
-        model = self.parallel.model
-        document = measure(observe(model, self.corpus.validation.blocks[:rows]), model.path.guarantees)
+        document = measure(observe(self.parallel.model, self.corpus.validation.blocks[:rows]))
         if self.first:
             append_json_line(self.run.measurements, {"step": self.progression.step} | document)
 

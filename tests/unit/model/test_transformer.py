@@ -150,15 +150,14 @@ def test_weights_depend_on_the_seed_alone(arm: ConnectionConfig) -> None:
 @EVERY_ARM
 @torch.no_grad()
 def test_observer_sees_every_sublayer_and_the_end(arm: ConnectionConfig) -> None:
-    seen: list[tuple[int, State, Tensor]] = []
     model = far_from_start(arm)
-    logits = model(some_tokens(), observe=lambda *event: seen.append(event))
-    assert [index for index, _, _ in seen] == list(range(model.sublayers + 1))
+    logits, seen = model(some_tokens(), observe=lambda *event: event)
+    assert [index for index, *_ in seen] == list(range(model.sublayers + 1))
     assert len(list(model.sublayer_names())) == model.sublayers
-    for (index, state, output), (_, following, _) in zip(seen[:-1], seen[1:], strict=True):
+    for (index, state, _, output), (_, following, read, _) in zip(seen[:-1], seen[1:], strict=True):
         replayed, x = model.path.cross(index, state, output)
-        assert torch.equal(replayed.streams, following.streams)
-    _, final, read_out = seen[-1]
+        assert torch.equal(replayed.streams, following.streams) and torch.equal(x, read)
+    _, final, read_out, _ = seen[-1]
     assert final.maps is None and torch.equal(read_out, x)
     torch.testing.assert_close(F.linear(model.final_norm(read_out), model.embedding.weight), logits)
 
@@ -234,8 +233,8 @@ def train(model: Transformer, steps: int) -> float:
 
 @torch.no_grad()
 def residual_states(model: Transformer) -> list[State]:
-    states: list[State] = []
-    model(some_tokens(), observe=lambda _, state, __: states.append(state))
+    states: list[State]
+    _, states = model(some_tokens(), observe=lambda _, state, *__: state)
     return states
 
 
