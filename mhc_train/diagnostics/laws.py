@@ -1,11 +1,17 @@
-"""Verdicts: each law of the residual path held against its measurement, with the worst sublayer as evidence."""
+"""Verdicts: each law of the residual path held against its measurement, with the worst sublayer as evidence.
+
+A verdict is ok, warn or fail; `not applicable` where what it needs was not observed or has no meaning; and
+`not promised` where the mixer's constraint replaces the law by another. Limits and advice: docs/measurements.md.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mhc_train.mixers import Guarantee
+from mhc_train.mixers import Guarantee, Law
+
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -14,77 +20,178 @@ class Rule:
 
     law: str
     where: str
-    """sublayers | last (sublayer) | forward | backward | whole (the composite over all sublayers)."""
+    """sublayers | forward | backward | whole (the composite over all sublayers)."""
     measure: str
     statistic: str
     ok: float
     warn: float
+    """The limit of failing; infinite for what is graded and is no fault by itself."""
     meaning: str
+    advice: str
+    """What a warning or failure means, and what to try."""
     below: bool = False
     """Whether small values are the bad ones."""
+    needs: frozenset[Law] = frozenset()
+    """Laws without which this one cannot hold: where the mixer renounces one, this is not promised."""
     if_declared: bool = False
     """Whether it is judged only where the mixer declares it: few mean to obey it."""
+    counts: Callable[[Entry], bool] = lambda entry: True
+    """Which entries it is a fault of."""
 
+
+def _mixing_matters(entry: Entry) -> bool:
+    """Whether a sublayer's mixer can do anything: between copies of one stream, nothing that sums to 1 can."""
+    before: dict[str, float | None] = entry.get("difference_before", {})
+    return "max" not in before or (before["max"] or 0.0) > COPIES
+
+
+COPIES = 1e-10
+"""Share of the energy in differences at or below which streams are copies, to float32 rounding."""
+
+STOCHASTIC = frozenset({Law.MASS, Law.TIME_SYMMETRY, Law.POSITIVITY})
+NEVER = math.inf
 
 # The largest token counts, not the mean: averages hide the token on which a network blows up.
 RULES = (
-    Rule("mass", "sublayers", "column_error", "max", 1e-3, 1e-2, "columns of H_res sum to 1: nothing is lost or made"),
-    Rule("energy", "sublayers", "smallest_singular_value", "min", 0.999, 0.98, "mixing loses no energy: sigma_min >= 1",
+    Rule("mass", "sublayers", "column_error", "max", 1e-3, 1e-2,
+         "columns of H_res sum to 1: what the streams hold in total is neither lost nor made",
+         "the mixer leaks or pumps: for HC take a constrained mixer (connection=mhc), for Sinkhorn more rounds "
+         "(connection.iterations) or an exact mixer (mhc_lite, mhc_newton)", needs=frozenset({Law.MASS})),
+    Rule("time_symmetry", "sublayers", "row_error", "max", 1e-3, 1e-2,
+         "rows of H_res sum to 1: gradients keep their total on the way back",
+         "gradients are scaled at this sublayer: as for mass, on the other side of the matrix",
+         needs=frozenset({Law.TIME_SYMMETRY})),
+    Rule("dissipation", "sublayers", "spectral_norm", "max", 1.001, 1.02,
+         "mixing creates no energy: sigma_max(H_res) is at most 1",
+         "this mixer is an active amplifier: over the depth its gain multiplies; constrain it, or clip and watch the "
+         "composites"),
+    Rule("energy", "sublayers", "smallest_singular_value", "min", 0.999, 0.98,
+         "mixing loses no energy: sigma_min(H_res) is at least 1",
+         "the mixer is not the rotation that it declares: look for a change of precision or parametrisation",
          below=True, if_declared=True),
-    Rule("time_symmetry", "sublayers", "row_error", "max", 1e-3, 1e-2, "rows of H_res sum to 1: so for gradients"),
-    Rule("dissipation", "sublayers", "spectral_norm", "max", 1.001, 1.02, "mixing creates no energy: sigma_max <= 1"),
-    Rule("positivity", "sublayers", "smallest_entry", "min", -1e-6, -1e-3, "no entry of H_res is negative", below=True),
-    Rule("closure_forward", "forward", "forward_gain", "max", 2.0, 10.0, "composites do not amplify the signal"),
-    Rule("closure_backward", "backward", "backward_gain", "max", 2.0, 10.0, "composites do not amplify gradients"),
-    Rule("distinct_streams", "last", "stream_difference", "median", 1e-3, 0.0, "streams are not copies", below=True),
-    Rule("no_collapse", "whole", "difference_gain", "median", 1e-2, 0.0, "the depth keeps differences", below=True),
+    Rule("positivity", "sublayers", "smallest_entry", "min", -1e-6, -1e-3,
+         "no entry of H_res is negative: no flow runs backwards",
+         "streams are subtracted from one another, so that sums may hold while entries grow: constrain the mixer",
+         below=True, needs=frozenset({Law.POSITIVITY})),
+    Rule("majorisation", "sublayers", "majorisation_excess", "max", 1e-3, 1e-2,
+         "mixing only spreads: no channel of H X is more extreme than in X",
+         "a channel is made more extreme than it was: the map is not doubly stochastic on these streams",
+         needs=STOCHASTIC),
+    Rule("no_packet_left_behind", "sublayers", "least_sent", "min", 0.1, 0.0,
+         "every stream goes somewhere: no column of H_res sums to nearly 0",
+         "a stream's content is thrown away at this sublayer", below=True, needs=frozenset({Law.MASS})),
+    Rule("hub", "sublayers", "received_gini", "median", 0.25, 0.75,
+         "no stream hoards: the rows of H_res receive alike (Gini coefficient, 1 where one takes all)",
+         "one stream receives what the others lose: the streams are on their way to being a single one",
+         needs=frozenset({Law.TIME_SYMMETRY})),
+    Rule("closure_forward", "forward", "forward_gain", "max", 2.0, 10.0,
+         "composites do not amplify the signal: Amax gain of H_l ... H_1",
+         "small gains multiply over the depth: see which sublayers have row sums above 1, and constrain the mixer"),
+    Rule("closure_backward", "backward", "backward_gain", "max", 2.0, 10.0,
+         "composites do not amplify gradients: Amax gain of H_L ... H_l",
+         "early layers get gradients that the depth has amplified: constrain the mixer, or clip and watch their norm"),
+    Rule("no_collapse", "whole", "difference_gain", "median", 1e-2, 0.0,
+         "the depth keeps differences between streams (graded: every deep product of doubly stochastic maps contracts)",
+         "what distinguishes streams at the start does not reach the end by mixing alone: fewer mixing sublayers "
+         "(connection.where), a weaker leak (c_mhc) or a rotation (ohc) keep more", below=True),
+    Rule("distinct_streams", "sublayers", "stream_difference", "median", 1e-3, 0.0,
+         "streams are not copies of one another (share of energy in their differences)",
+         "several streams cost what they cost and carry one: break the symmetry by connection.init=home, "
+         "connection.expand=scaled or larger gates (connection.gate_init)", below=True),
+    Rule("starved_stream", "sublayers", "least_energy_share", "median", 1e-2, 1e-4,
+         "every stream carries something: the weakest one's energy over the mean",
+         "a stream is empty after this sublayer: it is written to by none, or its content was sent away; fewer streams "
+         "would do the same", below=True),
+    Rule("outliers", "sublayers", "outlier", "max", 10.0, NEVER,
+         "no channel of a sublayer's output towers over the others: largest magnitude over root mean square",
+         "a few channels carry most of what is written: expect trouble with low precision; look at the token and its "
+         "sublayer's norm"),
+    Rule("dead_mixer", "sublayers", "mixer_drift", "max", 1e-7, 1e-7,
+         "the mixer has moved from its start",
+         "this H_res is what it was before training, so that mixing has learnt nothing: look for a saturated start "
+         "(connection.init), a learning rate of 0, or frozen parameters", below=True, counts=_mixing_matters),
+    Rule("dead_mixer", "sublayers", "mixer_gradient", "max", 1e-12, 1e-12,
+         "the loss's gradient reaches the mixer's logits",
+         "the mixer's logits get no gradient: they are saturated, or the mixer is detached from the loss", below=True,
+         counts=_mixing_matters),
 )  # fmt: skip
-# One stream has neither differences to lose nor copies to be.
-NEEDS_STREAMS = ("difference_gain", "stream_difference")
+PER_MIXER = frozenset({"distinct_streams", "no_collapse", "starved_stream", "hub"})
+"""Laws that have no meaning for one stream."""
 
 
-def judge(document: dict[str, Any], guarantees: tuple[Guarantee, ...] = ()) -> list[dict[str, Any]]:
-    """A verdict (ok, warn, fail, or not applicable) for every law, of a measurement document.
+def judge(
+    document: dict[str, Any], guarantees: tuple[Guarantee, ...] = (), renounced: frozenset[Law] = frozenset()
+) -> list[dict[str, Any]]:
+    """A verdict for every law, of a measurement document; of several rules for one law, the worst.
 
     Collapse is graded and never fails: every deep product of doubly stochastic maps contracts.
     """
     declared = {guarantee.law.value: guarantee for guarantee in guarantees}
-    rules = [rule for rule in RULES if rule.law in declared or not rule.if_declared]
-    return [_verdict(rule, _entries(document, rule.where), declared.get(rule.law)) for rule in rules]
+    verdicts: dict[str, dict[str, Any]] = {}
+    for rule in RULES:
+        if rule.if_declared and rule.law not in declared:
+            continue
+        verdict = _verdict(rule, document, declared.get(rule.law), renounced)
+        if rule.law not in verdicts or _rank(verdict) > _rank(verdicts[rule.law]):
+            verdicts[rule.law] = verdict
+    return [*verdicts.values(), _convergence(document, guarantees), _promises(document)]
 
 
-def _entries(document: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    if where == "sublayers":
+def _rank(verdict: dict[str, Any]) -> int:
+    return ("not applicable", "not promised", "ok", "warn", "fail").index(verdict["verdict"])
+
+
+def _verdict(
+    rule: Rule, document: dict[str, Any], guarantee: Guarantee | None, renounced: frozenset[Law]
+) -> dict[str, Any]:
+    verdict: dict[str, Any] = _words(rule.law, rule.meaning, rule.advice, _declared(guarantee))
+    entries = [entry for entry in _entries(document, rule) if rule.measure in entry and rule.counts(entry)]
+    if not entries or (rule.law in PER_MIXER and document["streams"] == 1):
+        return verdict
+    worst, value = _worst(entries, rule)
+    evidence = {
+        "measure": rule.measure,
+        "statistic": rule.statistic,
+        "value": value,
+        "ok": rule.ok,
+        "warn": _finite(rule.warn),
+    }
+    grade = _grade(value, rule)
+    if grade != "ok" and rule.needs & renounced:
+        grade = "not promised"
+    return verdict | {"verdict": grade, "worst": worst["name"], "evidence": evidence}
+
+
+def _words(law: str, meaning: str, advice: str, declared: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A verdict before anything was found."""
+    return {
+        "law": law,
+        "verdict": "not applicable",
+        "worst": None,
+        "evidence": None,
+        "declared": declared,
+        "meaning": meaning,
+        "advice": advice,
+    }
+
+
+def _entries(document: dict[str, Any], rule: Rule) -> list[Entry]:
+    if rule.where == "sublayers":
         return list(document["sublayers"])
-    if where == "last":
-        return [document["sublayers"][-1]]
-    if where == "whole":
+    if rule.where == "whole":
         return [document["composite"]["forward"][-1]]
-    return list(document["composite"][where])
+    return list(document["composite"][rule.where])
 
 
-def _verdict(rule: Rule, entries: list[dict[str, Any]], guarantee: Guarantee | None) -> dict[str, Any]:
-    pick: Callable[..., Any] = min if rule.below else max
-    measured = [entry for entry in entries if entry[rule.measure][rule.statistic] is not None]
-    verdict: dict[str, Any] = {"law": rule.law, "meaning": rule.meaning, "declared": _declared(guarantee)}
-    if not measured:
-        # Otherwise a missing number is a non-finite one.
-        name = "not applicable" if rule.measure in NEEDS_STREAMS else "fail"
-        return verdict | {"verdict": name, "worst": None, "evidence": None}
-    worst = pick(measured, key=lambda entry: entry[rule.measure][rule.statistic])
-    if len(measured) < len(entries):
-        worst = next(entry for entry in entries if entry[rule.measure][rule.statistic] is None)
-    value = worst[rule.measure][rule.statistic]
-    evidence = {"measure": rule.measure, "statistic": rule.statistic, "value": value, "ok": rule.ok, "warn": rule.warn}
-    return verdict | {"verdict": _grade(value, rule), "worst": worst["name"], "evidence": evidence}
+def _worst(entries: list[Entry], rule: Rule) -> tuple[Entry, float | None]:
+    """The first of the worst entries, and its number; one that is not finite is worse than any."""
 
+    def badness(entry: Entry) -> float:
+        value = entry[rule.measure][rule.statistic]
+        return math.inf if value is None else -value if rule.below else value
 
-def _declared(guarantee: Guarantee | None) -> dict[str, float | None] | None:
-    """What the mixer promises; a logit range of null means any logits, since JSON knows no infinity."""
-    if guarantee is None:
-        return None
-    bounded = guarantee.logit_range < math.inf
-    return {"tolerance": guarantee.tolerance, "logit_range": guarantee.logit_range if bounded else None}
+    worst = max(entries, key=badness)
+    return worst, worst[rule.measure][rule.statistic]
 
 
 def _grade(value: float | None, rule: Rule) -> str:
@@ -94,3 +201,70 @@ def _grade(value: float | None, rule: Rule) -> str:
     if sign * value <= sign * rule.ok:
         return "ok"
     return "warn" if sign * value <= sign * rule.warn else "fail"
+
+
+def _convergence(document: dict[str, Any], guarantees: tuple[Guarantee, ...]) -> dict[str, Any]:
+    """Whether an iteration has arrived where it is declared to for small logits, with the logits that explain it."""
+    verdict = _words(
+        "convergence",
+        "the mixer's iteration has converged on the side that it normalises first",
+        "the logits spread too far for this many rounds: raise connection.iterations, lower the learning rate of the "
+        "gates, or take an exact mixer (mhc_newton, mhc_lite)",
+    )
+    sides = {Law.MASS: "mass", Law.TIME_SYMMETRY: "time_symmetry"}
+    inexact = [g for g in guarantees if g.law in sides and math.isfinite(g.logit_range)]
+    if not inexact:
+        return verdict
+    rule = next(rule for rule in RULES if rule.law == sides[inexact[0].law])
+    found = _verdict(rule, document, inexact[0], frozenset())
+    entry = next(entry for entry in document["sublayers"] if entry["name"] == found["worst"])
+    spread = entry.get("logit_range", {}).get("max")
+    return verdict | {
+        "verdict": found["verdict"],
+        "worst": found["worst"],
+        "evidence": found["evidence"] | {"logit_range": spread},
+        "declared": found["declared"],
+    }
+
+
+def _promises(document: dict[str, Any]) -> dict[str, Any]:
+    """Whether every mixer keeps what it declares, for the logits for which it does."""
+    verdict = _words(
+        "declared",
+        "every mixer keeps what it declares, on all tokens for which it does",
+        "these are not the maps of this parametrisation: read with the wrong orientation or order of normalisation, "
+        "other rounds than declared, or too low a precision",
+    )
+    judged = [
+        (entry["name"], promise)
+        for entry in document["sublayers"]
+        for promise in entry["promises"]
+        if promise["kept"] is not None
+    ]
+    if not judged:
+        return verdict
+    name, promise = max(judged, key=lambda pair: _excess(pair[1]))
+    evidence = {
+        "measure": f"error of {promise['law']}",
+        "statistic": "max",
+        "value": promise["error"],
+        "ok": promise["tolerance"],
+        "warn": promise["tolerance"],
+    }
+    return verdict | {"verdict": "ok" if promise["kept"] else "fail", "worst": name, "evidence": evidence}
+
+
+def _excess(promise: dict[str, Any]) -> tuple[bool, float]:
+    error = promise["error"]
+    return not promise["kept"], math.inf if error is None else error - promise["tolerance"]
+
+
+def _declared(guarantee: Guarantee | None) -> dict[str, float | None] | None:
+    """What the mixer promises; a logit range of null means any logits, since JSON knows no infinity."""
+    if guarantee is None:
+        return None
+    return {"tolerance": guarantee.tolerance, "logit_range": _finite(guarantee.logit_range)}
+
+
+def _finite(limit: float) -> float | None:
+    return limit if math.isfinite(limit) else None

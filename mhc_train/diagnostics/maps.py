@@ -4,7 +4,7 @@ One number a matrix; statistics over tokens are taken elsewhere. Definitions and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,8 @@ from torch import Tensor
 
 Matrices = Float[Tensor, "*tokens n n"]
 Numbers = Float[Tensor, "*tokens"]
+Spectra = Float[Tensor, "*tokens n"]
+"""Singular values."""
 
 
 def forward_gain(H: Matrices) -> Numbers:
@@ -44,21 +46,19 @@ def smallest_entry(H: Matrices) -> Numbers:
     return H.flatten(-2).amin(-1)
 
 
-def spectral_norm(H: Matrices) -> Numbers:
-    """The largest singular value: at most 1 where energy out is at most energy in (dissipation)."""
-    return _singular_values(H)[..., 0]
+def least_sent(H: Matrices) -> Numbers:
+    """`min_j sum_i H_ij`, the smallest column sum: near 0 where a stream's content goes nowhere."""
+    return H.sum(-2).amin(-1)
 
 
-def smallest_singular_value(H: Matrices) -> Numbers:
-    """The smallest singular value: 0 where some direction of the streams is deleted."""
-    return _singular_values(H)[..., -1]
+def most_received(H: Matrices) -> Numbers:
+    """`max_i sum_j H_ij`, the largest row sum: n where one stream receives all that there is."""
+    return H.sum(-1).amax(-1)
 
 
-def effective_rank(H: Matrices) -> Numbers:
-    """exp of the entropy of the singular values' shares: n for an orthogonal map, 1 for the uniform one."""
-    singular_values = _singular_values(H)
-    shares = singular_values / singular_values.sum(-1, keepdim=True)
-    return torch.special.entr(shares).sum(-1).exp()
+def received_gini(H: Matrices) -> Numbers:
+    """Inequality of what streams receive, the row sums of |H|: 0 where all receive alike, 1 where one takes all."""
+    return gini(H.abs().sum(-1))
 
 
 def entropy(H: Matrices) -> Numbers:
@@ -66,6 +66,26 @@ def entropy(H: Matrices) -> Numbers:
     n = H.shape[-1]
     shares = H.abs() / H.abs().sum(-1, keepdim=True)
     return torch.special.entr(shares).sum(-1).mean(-1) / (math.log(n) if n > 1 else 1.0)
+
+
+def dobrushin(H: Matrices) -> Numbers:
+    """Dobrushin's coefficient, `1/2 max_ik sum_j |H_ij - H_kj|`: 1 for a permutation, 0 where all rows are alike.
+
+    The largest share of the spread between entries that a row-stochastic map can leave.
+    """
+    return (H.unsqueeze(-2) - H.unsqueeze(-3)).abs().sum(-1).flatten(-2).amax(-1) / 2
+
+
+def permutation_distance(H: Matrices) -> Numbers:
+    """`1 - max_s 1/n sum_i H[i, s(i)]` over permutations s: 0 for a permutation, 1 - 1/n for the uniform map."""
+    n = H.shape[-1]
+    best = {0: torch.zeros_like(H[..., 0, 0])}  # of the first rows, by the set of columns that they took
+    for taken in range(1, 2**n):
+        row = taken.bit_count() - 1
+        columns = [column for column in range(n) if taken >> column & 1]
+        totals = [best[taken & ~(1 << column)] + H[..., row, column] for column in columns]
+        best[taken] = torch.stack(totals).amax(0)
+    return 1 - best[2**n - 1] / n
 
 
 def difference_gain(H: Matrices) -> Numbers:
@@ -76,27 +96,67 @@ def difference_gain(H: Matrices) -> Numbers:
     n = H.shape[-1]
     if n == 1:
         return torch.full_like(H[..., 0, 0], math.nan)
-    P = torch.eye(n, dtype=H.dtype, device=H.device) - 1 / n
-    return _singular_values(P @ H @ P)[..., 0]
+    basis = _differences(n).to(H)
+    return singular_values(basis @ H @ basis.mT)[..., 0]
 
 
-MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
-    measure.__name__: measure
-    for measure in (
+def spectral_norm(s: Spectra) -> Numbers:
+    """The largest singular value: at most 1 where energy out is at most energy in (dissipation)."""
+    return s[..., 0]
+
+
+def smallest_singular_value(s: Spectra) -> Numbers:
+    """The smallest singular value: 0 where some direction of the streams is deleted."""
+    return s[..., -1]
+
+
+def log_determinant(s: Spectra) -> Numbers:
+    """`log |det H|`, what becomes of volume: at most 0 for a doubly stochastic map, 0 for a permutation alone."""
+    return s.log().sum(-1)
+
+
+def effective_rank(s: Spectra) -> Numbers:
+    """exp of the entropy of the singular values' shares: n for an orthogonal map, 1 for the uniform one."""
+    return torch.special.entr(s / s.sum(-1, keepdim=True)).sum(-1).exp()
+
+
+def stable_rank(s: Spectra) -> Numbers:
+    """`||H||_F^2 / sigma_max^2`: n for an orthogonal map, 1 for one of rank 1."""
+    return s.square().sum(-1) / s[..., 0].square()
+
+
+OF_ENTRIES: dict[str, Callable[[Tensor], Tensor]] = {
+    function.__name__: function
+    for function in (
         forward_gain,
         backward_gain,
         row_error,
         column_error,
         log_mass,
         smallest_entry,
-        spectral_norm,
-        smallest_singular_value,
-        effective_rank,
+        least_sent,
+        most_received,
+        received_gini,
         entropy,
+        dobrushin,
+        permutation_distance,
         difference_gain,
     )
 }
-"""Every measurement of a matrix by its name in reports and in `--fail-on`."""
+OF_SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
+    function.__name__: function
+    for function in (spectral_norm, smallest_singular_value, log_determinant, effective_rank, stable_rank)
+}
+NAMES = (*OF_ENTRIES, *OF_SPECTRA)
+"""Every measurement of a matrix, as it is called in reports and in `--fail-on`."""
+
+
+def measures(H: Matrices) -> dict[str, Numbers]:
+    """Every measurement of every matrix, by its name; singular values are computed once."""
+    s = singular_values(H)
+    return {name: function(H) for name, function in OF_ENTRIES.items()} | {
+        name: function(s) for name, function in OF_SPECTRA.items()
+    }
 
 
 def forward_composites(maps: list[Tensor]) -> list[Tensor]:
@@ -115,8 +175,31 @@ def backward_composites(maps: list[Tensor]) -> list[Tensor]:
     return composites[::-1]
 
 
-def _singular_values(H: Matrices) -> Float[Tensor, "*tokens n"]:
-    # A map with a non-finite entry has no singular values; the library would raise instead of saying so.
+def all_spans(maps: list[Tensor]) -> Iterator[tuple[int, int, Tensor]]:
+    """`H_b ... H_a` of every span of sublayers a to b, both included, with a and b."""
+    for first in range(len(maps)):
+        for last, composite in enumerate(forward_composites(maps[first:]), first):
+            yield first, last, composite
+
+
+def gini(shares: Float[Tensor, "*tokens n"]) -> Numbers:
+    """Inequality of n non-negative shares, between 0 (all alike) and 1 (one has all); 0 for n = 1.
+
+    `sum_ij |x_i - x_j| / (2 (n - 1) sum_i x_i)`: the Gini coefficient over its largest value, 1 - 1/n.
+    """
+    n = shares.shape[-1]
+    distances = (shares.unsqueeze(-1) - shares.unsqueeze(-2)).abs().sum((-2, -1))
+    return distances / (2 * max(1, n - 1) * shares.sum(-1))
+
+
+def singular_values(H: Matrices) -> Spectra:
+    """In falling order; NaN where a map has an entry that is not finite, for which the library would raise."""
     finite = H.isfinite().flatten(-2).all(-1)
     values = torch.linalg.svdvals(torch.where(finite[..., None, None], H, torch.zeros_like(H)))
     return torch.where(finite[..., None], values, torch.full_like(values, math.nan))
+
+
+def _differences(n: int) -> Float[Tensor, "n_minus_1 n"]:
+    """Orthonormal rows that span the differences between n streams (Helmert's)."""
+    rows = torch.tril(torch.ones(n, n, dtype=torch.float64), -1) - torch.diag(torch.arange(n, dtype=torch.float64))
+    return torch.nn.functional.normalize(rows[1:], dim=-1)

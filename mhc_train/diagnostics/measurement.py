@@ -1,6 +1,7 @@
 """From an observation to a document of numbers: every measurement, per sublayer and per composite, over tokens."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,16 +9,26 @@ from torch import Tensor
 
 from mhc_train.diagnostics import signals
 from mhc_train.diagnostics.laws import judge
-from mhc_train.diagnostics.maps import MEASURES, backward_composites, forward_composites
+from mhc_train.diagnostics.maps import all_spans, backward_composites, forward_composites, gini, measures
 from mhc_train.diagnostics.observation import Crossing, Observation
+from mhc_train.diagnostics.promises import kept
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CONVENTION = "rows receive, columns send: X'[i] = sum_j H_res[i, j] X[j]"
 QUANTILES = {"min": 0.0, "median": 0.5, "p99": 0.99, "max": 1.0}
+SPAN_TOKENS = 64
+"""Tokens that the table of all spans looks at: it has L^2 / 2 entries."""
+SPANS = {"forward_gain": "max", "backward_gain": "max", "spectral_norm": "max", "difference_gain": "median"}
+"""What the table of all spans shows, and which statistic over tokens."""
+
+Numbers = dict[str, Tensor]
 
 
 def measure(observation: Observation) -> dict[str, Any]:
-    """Everything that is known of a residual path, as plain JSON data; numbers are `{mean, min, median, p99, max}`."""
+    """Everything that is known of a residual path, as plain JSON data; numbers are `{mean, min, median, p99, max}`.
+
+    What was not observed is absent; null is a number that is not finite, or has no meaning for one stream.
+    """
     maps = [crossing.res.double() for crossing in observation.crossings]
     document: dict[str, Any] = {
         "convention": CONVENTION,
@@ -27,61 +38,131 @@ def measure(observation: Observation) -> dict[str, Any]:
         "loss": observation.loss,
         "sublayers": _sublayers(observation, maps),
         "composite": {
-            "forward": _curve(observation.names, forward_composites(maps), _token_means(forward_composites, maps)),
-            "backward": _curve(observation.names, backward_composites(maps), _token_means(backward_composites, maps)),
+            "forward": _curve(observation.names, maps, forward_composites),
+            "backward": _curve(observation.names, maps, backward_composites),
         },
     }
-    return document | {"laws": judge(document, observation.guarantees)}
+    return document | {"laws": judge(document, observation.guarantees, observation.renounced)}
+
+
+def halves(observation: Observation) -> dict[str, Any]:
+    """Token means of the composites of the first half of the sublayers, the second, and all (the paper's Figure 8)."""
+    maps = [crossing.res.double() for crossing in observation.crossings]
+    middle = max(1, len(maps) // 2)
+    parts = {"first": maps[:middle], "second": maps[middle:] or maps, "whole": maps}
+    return {name: forward_composites(part)[-1].mean(0).tolist() for name, part in parts.items()}
+
+
+def spans(observation: Observation) -> dict[str, list[list[float | None]]]:
+    """Of every span of sublayers a to b, at [a][b]; null for b < a. Over up to `SPAN_TOKENS` tokens, evenly spaced."""
+    maps = [_spaced(crossing.res.double()) for crossing in observation.crossings]
+    empty: list[list[float | None]] = [[None] * len(maps) for _ in maps]
+    tables = {name: [list(row) for row in empty] for name in SPANS}
+    for first, last, composite in all_spans(maps):
+        found = summarise({name: numbers for name, numbers in measures(composite).items() if name in SPANS})
+        for name, statistic in SPANS.items():
+            tables[name][first][last] = found[name][statistic]
+    return tables
+
+
+def _spaced(maps: Tensor) -> Tensor:
+    return maps[:: max(1, math.ceil(len(maps) / SPAN_TOKENS))]
 
 
 def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, Any]]:
-    rows = zip(observation.names, observation.crossings, maps, strict=True)
+    after = [crossing.streams for crossing in observation.crossings[1:]] + [observation.last]
+    rows = zip(observation.names, observation.crossings, maps, after, strict=True)
     return [
         {"index": index, "name": name}
-        | {key: statistics(values) for key, values in _numbers(crossing, H).items()}
+        | summarise(_of_maps(crossing, H) | _of_signal(crossing, H, streams) | _of_gradient(crossing, H))
+        | {"promises": kept(observation.guarantees, crossing, H)}
         | {"mean_maps": {key: getattr(crossing, key).mean(0).tolist() for key in ("pre", "post", "res")}}
-        for index, (name, crossing, H) in enumerate(rows)
+        for index, (name, crossing, H, streams) in enumerate(rows)
     ]
 
 
-def _numbers(crossing: Crossing, H: Tensor) -> dict[str, Tensor]:
-    """All measurements of one sublayer, a number a token."""
-    numbers = {name: function(H) for name, function in MEASURES.items()}
-    if crossing.streams is not None and crossing.output is not None:
-        streams = crossing.streams.double()
-        numbers |= signals.energy_ledger(streams, H, crossing.post.double(), crossing.output.double())
-        numbers |= {
-            "stream_difference": signals.stream_difference(streams),
-            "effective_streams": signals.effective_streams(streams),
-            "stream_cosine": signals.stream_cosine(streams),
-        }
-    if crossing.backward is not None:
-        numbers["gradient_energy_gain"] = signals.gradient_energy_gain(crossing.backward.after.double(), H)
+def _of_maps(crossing: Crossing, H: Tensor) -> Numbers:
+    """All that the maps say by themselves, a number a token."""
+    numbers = measures(H) | {
+        "pre_gini": gini(crossing.pre.double().abs()),
+        "post_gini": gini(crossing.post.double().abs()),
+    }
+    if crossing.logits is not None:
+        numbers["logit_range"] = crossing.logits.amax(-1) - crossing.logits.amin(-1)
+    if crossing.initial is not None:
+        initial = crossing.initial.double()
+        numbers["mixer_drift"] = (H - initial).norm(dim=(-2, -1)) / initial.norm(dim=(-2, -1))
     return numbers
 
 
-def _curve(names: list[str], composites: list[Tensor], of_means: list[Tensor]) -> list[dict[str, Any]]:
+def _of_signal(crossing: Crossing, H: Tensor, after: Tensor | None) -> Numbers:
+    """What the sublayer does to the streams, and in which state it leaves them."""
+    if crossing.streams is None or crossing.output is None:
+        return {}
+    streams, output = crossing.streams.double(), crossing.output.double()
+    numbers = signals.energy_ledger(streams, H, crossing.post.double(), output) | {
+        "mass_drift": signals.mass_drift(streams, H),
+        "majorisation_excess": signals.majorisation_excess(streams, H),
+        "outlier": signals.outlier(output),
+        "difference_before": signals.stream_difference(streams),
+    }
+    return numbers if after is None else numbers | _of_state(after.double())
+
+
+def _of_state(streams: Tensor) -> Numbers:
+    return {
+        "stream_difference": signals.stream_difference(streams),
+        "effective_streams": signals.effective_streams(streams),
+        "stream_cosine": signals.stream_cosine(streams),
+        "least_energy_share": signals.least_energy_share(streams),
+    }
+
+
+def _of_gradient(crossing: Crossing, H: Tensor) -> Numbers:
+    """How the loss's gradient passes the sublayer, and what of it reaches the mixer and the sublayer's output."""
+    found = crossing.backward
+    if found is None:
+        return {}
+    after = found.after.double()
+    numbers = signals.gradient_ledger(
+        after, H, found.branch.double(), found.coefficients.double(), found.total.double()
+    )
+    # The loss is a mean over tokens; a token's own part of it has gradients that do not depend on how many there are.
+    written = (crossing.post.double().unsqueeze(-1) * after).sum(-2)
+    numbers["output_gradient"] = len(after) * written.norm(dim=-1)
+    if found.logits is not None:
+        numbers["mixer_gradient"] = len(after) * found.logits.double().norm(dim=-1)
+    return numbers
+
+
+def _curve(
+    names: list[str], maps: list[Tensor], composites: Callable[[list[Tensor]], list[Tensor]]
+) -> list[dict[str, Any]]:
     """One entry a composite: statistics over tokens, and the composite of token-mean maps, labelled as such."""
+    rows = zip(names, composites(maps), composites([H.mean(0) for H in maps]), strict=True)
     return [
         {"index": index, "name": name}
-        | {key: statistics(function(P)) for key, function in MEASURES.items()}
-        | {"of_token_means": {key: finite(function(mean).item()) for key, function in MEASURES.items()}}
+        | summarise(measures(P))
+        | {"of_token_means": {key: finite(number.item()) for key, number in measures(mean).items()}}
         | {"mean_map": P.mean(0).tolist()}
-        for index, (name, P, mean) in enumerate(zip(names, composites, of_means, strict=True))
+        for index, (name, P, mean) in enumerate(rows)
     ]
 
 
-def _token_means(composites: Any, maps: list[Tensor]) -> list[Tensor]:
-    means: list[Tensor] = composites([H.mean(0) for H in maps])
-    return means
+def summarise(numbers: Numbers) -> dict[str, dict[str, float | None]]:
+    """`{mean, min, median, p99, max}` of every measurement over its tokens; null where a statistic is not finite."""
+    table = torch.stack([values.double().flatten() for values in numbers.values()])
+    quantiles = torch.quantile(table, table.new_tensor(list(QUANTILES.values())), dim=1)
+    rows = torch.cat([table.mean(1).unsqueeze(0), quantiles]).T.tolist()
+    return {
+        name: {statistic: finite(number) for statistic, number in zip(("mean", *QUANTILES), row, strict=True)}
+        for name, row in zip(numbers, rows, strict=True)
+    }
 
 
 def statistics(values: Tensor) -> dict[str, float | None]:
     """`{mean, min, median, p99, max}` over tokens; null where a statistic is not finite."""
-    flat = values.double().flatten()
-    quantiles = torch.quantile(flat, flat.new_tensor(list(QUANTILES.values())))
-    numbers = {"mean": flat.mean().item()} | dict(zip(QUANTILES, quantiles.tolist(), strict=True))
-    return {name: finite(number) for name, number in numbers.items()}
+    return summarise({"values": values})["values"]
 
 
 def finite(number: float) -> float | None:

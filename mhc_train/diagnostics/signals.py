@@ -1,4 +1,4 @@
-"""Measurements of what flows through a sublayer: its energy ledger, and its effect on real gradients."""
+"""Measurements of what flows: energy ledgers of signal and gradient, and what each stream carries."""
 
 import torch
 from jaxtyping import Float
@@ -30,15 +30,67 @@ def energy_ledger(
         "energy_in": before,
         "energy_residual": residual,
         "energy_injected": energy(written),
-        "energy_cross": 2 * (carried * written).sum((-2, -1)),
+        "energy_cross": _cross(carried, written),
         "energy_out": energy(carried + written),
         "energy_gain": residual / before,
     }
 
 
-def gradient_energy_gain(gradient: Streams, res: Float[Tensor, "*tokens n n"]) -> Numbers:
-    """`||H^T g||^2 / ||g||^2` with the loss's real gradient g at the streams after the sublayer."""
-    return energy(res.mT @ gradient) / energy(gradient)
+def gradient_ledger(
+    after: Streams, res: Float[Tensor, "*tokens n n"], branch: Streams, coefficients: Streams, total: Streams
+) -> dict[str, Numbers]:
+    """Where a gradient's energy comes from as it passes a sublayer backwards: three ways and three cross terms.
+
+    `mixer + branch + coefficients + mixer_branch + mixer_coefficients + branch_coefficients = out`.
+    `gradient_energy_gain` is `||H^T g||^2 / ||g||^2`, what the mixer alone does.
+
+    Args:
+        after: g, the loss's gradient at the streams after the sublayer.
+        res: H_res; the way through the mixer is `H_res^T g`.
+        branch: what comes back through the sublayer's input.
+        coefficients: what comes back through the maps.
+        total: at the streams before the sublayer, by autograd.
+    """
+    mixer = res.mT @ after
+    return {
+        "gradient_in": energy(after),
+        "gradient_mixer": energy(mixer),
+        "gradient_branch": energy(branch),
+        "gradient_coefficients": energy(coefficients),
+        "gradient_mixer_branch": _cross(mixer, branch),
+        "gradient_mixer_coefficients": _cross(mixer, coefficients),
+        "gradient_branch_coefficients": _cross(branch, coefficients),
+        "gradient_out": energy(total),
+        "gradient_energy_gain": energy(mixer) / energy(after),
+    }
+
+
+def mass_drift(streams: Streams, res: Float[Tensor, "*tokens n n"]) -> Numbers:
+    """How far mixing moves the sum of the streams: `||1^T H X - 1^T X|| / ||1^T X||`."""
+    before = streams.sum(-2)
+    return ((res @ streams).sum(-2) - before).norm(dim=-1) / before.norm(dim=-1)
+
+
+def majorisation_excess(streams: Streams, res: Float[Tensor, "*tokens n n"]) -> Numbers:
+    """By how much a channel of HX is not majorised by that of X, over X's root mean square; 0 where mixing spreads.
+
+    The largest excess, over channels and k, of the sum of the k largest entries of HX over those of X. A doubly
+    stochastic map has none (Hardy, Littlewood and Polya).
+    """
+    mixed, before = (part.sort(-2, descending=True).values.cumsum(-2) for part in (res @ streams, streams))
+    excess = (mixed - before).clamp_min(0).flatten(-2).amax(-1)
+    return excess / streams.square().mean((-2, -1)).sqrt()
+
+
+def outlier(output: Float[Tensor, "*tokens C"]) -> Numbers:
+    """Largest magnitude over root mean square of a sublayer's output: sqrt(C) where one channel has it all."""
+    return output.abs().amax(-1) / output.square().mean(-1).sqrt()
+
+
+def least_energy_share(streams: Streams) -> Numbers:
+    """The weakest stream's energy over the mean: 1 where all carry alike, 0 where one carries nothing (starved)."""
+    energies = streams.square().sum(-1)
+    return energies.amin(-1) / energies.mean(-1)
 
 
 def stream_difference(streams: Streams) -> Numbers:
@@ -60,3 +112,8 @@ def stream_cosine(streams: Streams) -> Numbers:
     unit = torch.nn.functional.normalize(streams, dim=-1)
     cosines = unit @ unit.mT
     return (cosines.sum((-2, -1)) - cosines.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1) or float("nan"))
+
+
+def _cross(first: Streams, second: Streams) -> Numbers:
+    """What the energy of a sum has beyond the energies of its parts."""
+    return 2 * (first * second).sum((-2, -1))
