@@ -127,8 +127,9 @@ def _of_gradient(crossing: Crossing, H: Tensor) -> Numbers:
     numbers = signals.gradient_ledger(
         after, H, found.branch.double(), found.coefficients.double(), found.total.double()
     )
-    # The loss is a mean over tokens; a token's own part of it has gradients that do not depend on how many there are.
     written = (crossing.post.double().unsqueeze(-1) * after).sum(-2)
+    # The loss is a mean over tokens; a token's own part of it has gradients that do not depend on how many there are.
+    numbers["gradient_difference"] = signals.stream_difference(after)
     numbers["output_gradient"] = len(after) * written.norm(dim=-1)
     if found.logits is not None:
         numbers["mixer_gradient"] = len(after) * found.logits.double().norm(dim=-1)

@@ -1,0 +1,182 @@
+"""Verdicts find the faults that are planted, name the sublayer, and leave sound paths alone."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mhc_train.config.compose import compose, groups
+from mhc_train.diagnostics import measure, observe
+from mhc_train.diagnostics.laws import RULES, judge
+from mhc_train.model import Transformer
+from mhc_train.schema import ConnectionConfig, ModelConfig
+
+MODEL = ModelConfig(dim=16, layers=3, heads=2, kv_heads=1, ffn_dim=24, max_seq_len=16)
+BLOCKS = torch.randint(32, (3, 13), generator=torch.Generator().manual_seed(0))
+FAULTY, NAME = 3, "layers.1.feedforward"
+
+
+def trained(config: ConnectionConfig, amount: float = 0.3) -> Transformer:
+    """A model whose streams have parted and whose mixers have moved, as if by training."""
+    model = Transformer(MODEL, config, 32)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        model.embedding.weight.mul_(20)
+        for parameter in model.path.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=amount)
+    return model
+
+
+def verdicts(model: Transformer, start: Transformer | None = None) -> dict[str, dict[str, Any]]:
+    document = measure(observe(model, BLOCKS, None if start is None else start.path))
+    return {law["law"]: law for law in document["laws"]}
+
+
+def replace_mixer(
+    model: Transformer, faulty: Callable[[Tensor], Tensor], sublayers: range = range(FAULTY, FAULTY + 1)
+) -> None:
+    for index in sublayers:
+        mixer = model.path[index].mixer
+        mixer.forward = lambda logits, sound=mixer.forward: faulty(sound(logits))
+
+
+def test_an_amplifying_mixer() -> None:
+    model = Transformer(MODEL, ConnectionConfig(kind="hc"), 32)
+    with torch.no_grad():
+        model.path[FAULTY].bias_res.mul_(1.3)
+    found = verdicts(model)
+    for law in ("mass", "time_symmetry", "dissipation"):
+        assert (found[law]["verdict"], found[law]["worst"]) == ("fail", NAME)
+    assert found["dissipation"]["evidence"]["value"] == pytest.approx(1.3, rel=1e-5)
+    assert found["closure_forward"]["verdict"] == "ok"  # one mixer of 1.3 is no explosion yet
+
+
+def test_a_sinkhorn_that_normalises_columns_alone() -> None:
+    model = trained(ConnectionConfig(mixer="sinkhorn"), amount=1.0)
+    mixer = model.path[FAULTY].mixer
+    mixer.forward = lambda logits: mixer.matrices(logits).softmax(-2)
+    found = verdicts(model)
+    assert (found["time_symmetry"]["verdict"], found["time_symmetry"]["worst"]) == ("fail", NAME)
+    assert (found["declared"]["verdict"], found["declared"]["worst"]) == ("fail", NAME)
+    assert found["declared"]["evidence"]["measure"] == "error of time_symmetry"
+
+
+def test_a_mixer_that_is_read_with_the_wrong_orientation() -> None:
+    """Rows are exact at any logits, columns are not: transposed, the exact side is the wrong one."""
+    model = trained(ConnectionConfig(mixer="sinkhorn", gate_init=1.0), amount=3.0)
+    assert verdicts(model)["declared"]["verdict"] == "ok"
+    replace_mixer(model, lambda H: H.mT, range(6))
+    found = verdicts(model)["declared"]
+    assert found["verdict"] == "fail" and found["evidence"]["measure"] == "error of time_symmetry"
+    assert "orientation" in found["advice"]
+
+
+def test_a_sinkhorn_that_has_not_converged_is_explained_by_its_logits() -> None:
+    model = trained(ConnectionConfig(mixer="sinkhorn"), amount=0.0)
+    with torch.no_grad():
+        model.path[FAULTY].bias[8:] = 6 * torch.randn(16, generator=torch.Generator().manual_seed(1))
+    found = verdicts(model)["convergence"]
+    assert (found["verdict"], found["worst"]) == ("fail", NAME)
+    assert found["evidence"]["logit_range"] > 12
+    assert verdicts(trained(ConnectionConfig(mixer="birkhoff")))["convergence"]["verdict"] == "not applicable"
+
+
+def test_a_starved_stream() -> None:
+    model = Transformer(MODEL, ConnectionConfig(kind="hc"), 32)
+    with torch.no_grad():
+        model.path[FAULTY].bias_res.view(4, 4)[2] = 0  # stream 2 receives nothing
+        model.path[FAULTY].bias_post[2] = 0
+    found = verdicts(model)
+    assert (found["starved_stream"]["verdict"], found["starved_stream"]["worst"]) == ("fail", NAME)
+    assert found["no_packet_left_behind"]["verdict"] == "fail" and found["no_packet_left_behind"]["worst"] == NAME
+
+
+def test_a_hub() -> None:
+    model = Transformer(MODEL, ConnectionConfig(kind="hc"), 32)
+    with torch.no_grad():
+        model.path[FAULTY].bias_res.zero_().view(4, 4)[1] = 1  # stream 1 receives all
+    found = verdicts(model)["hub"]
+    assert (found["verdict"], found["worst"]) == ("fail", NAME)
+
+
+def test_identical_streams() -> None:
+    model = trained(ConnectionConfig(mixer="sinkhorn", expand="scaled"))
+    assert verdicts(model)["distinct_streams"]["verdict"] == "ok"
+    with torch.no_grad():
+        connection = model.path[FAULTY]
+        connection.gate.zero_()
+        connection.bias.zero_()  # the uniform mixer, and every stream is written alike
+    found = verdicts(model)["distinct_streams"]
+    assert (found["verdict"], found["worst"]) == ("warn", NAME)
+
+
+def test_a_mixer_without_a_gradient() -> None:
+    model = trained(ConnectionConfig(mixer="sinkhorn"))
+    assert verdicts(model)["dead_mixer"]["verdict"] == "ok"
+    with torch.no_grad():
+        connection = model.path[FAULTY]
+        connection.gate[2] = 0
+        connection.bias[8:] = 160 * (torch.eye(4) - 1).flatten()
+    found = verdicts(model)["dead_mixer"]
+    assert (found["verdict"], found["worst"]) == ("fail", NAME)
+    assert found["evidence"]["measure"] == "mixer_gradient" and found["evidence"]["value"] == 0
+
+
+def test_a_mixer_that_never_moved() -> None:
+    start = Transformer(MODEL, ConnectionConfig(mixer="sinkhorn"), 32)
+    model = trained(ConnectionConfig(mixer="sinkhorn"))
+    assert verdicts(model, start)["dead_mixer"]["verdict"] == "ok"
+    model.path.connections[FAULTY] = copy.deepcopy(start.path[FAULTY])
+    found = verdicts(model, start)["dead_mixer"]
+    assert (found["verdict"], found["worst"]) == ("fail", NAME)
+    assert found["evidence"]["measure"] == "mixer_drift"
+
+
+def test_an_outlier() -> None:
+    model = Transformer(MODEL, ConnectionConfig(kind="residual", streams=1), 32)
+    assert verdicts(model)["outliers"]["verdict"] == "ok"
+    wide = Transformer(
+        ModelConfig(dim=256, layers=2, heads=2, kv_heads=1, ffn_dim=24, max_seq_len=16), ConnectionConfig(), 32
+    )
+    with torch.no_grad():
+        wide.feedforward[1].down.weight[7].mul_(1e3)
+    found = verdicts(wide)["outliers"]
+    assert (found["verdict"], found["worst"]) == ("warn", NAME)
+
+
+@pytest.mark.parametrize("option", groups()["connection"])
+def test_untrained_paths_of_every_connection_raise_no_failure(option: str) -> None:
+    model = Transformer(MODEL, compose([f"connection={option}"]).connection, 32)
+    failed = {law: found for law, found in verdicts(model).items() if found["verdict"] == "fail"}
+    assert not failed
+
+
+def test_what_a_rotation_never_promised_is_no_failure() -> None:
+    model = trained(ConnectionConfig(mixer="quaternion", init="home", gate_init=1.0), amount=1.0)
+    found = verdicts(model)
+    for law in ("mass", "time_symmetry", "positivity"):
+        assert found[law]["verdict"] == "not promised" and found[law]["evidence"]["value"] is not None
+    assert found["energy"]["verdict"] == found["dissipation"]["verdict"] == found["declared"]["verdict"] == "ok"
+
+
+def test_every_verdict_says_what_it_means_and_what_to_try() -> None:
+    for found in verdicts(trained(ConnectionConfig())).values():
+        assert found["meaning"] and found["advice"]
+    assert len({rule.meaning for rule in RULES}) == len(RULES)
+
+
+def test_without_observed_streams_only_maps_are_judged() -> None:
+    document = measure(observe(trained(ConnectionConfig()), BLOCKS))
+    for entry in document["sublayers"]:
+        for key in [
+            key for key in entry if key.startswith(("energy", "gradient", "stream", "least_energy", "outlier"))
+        ]:
+            del entry[key]
+        for key in ("majorisation_excess", "mixer_gradient", "difference_before", "output_gradient"):
+            del entry[key]
+    found = {law["law"]: law["verdict"] for law in judge(document)}
+    assert found["starved_stream"] == found["distinct_streams"] == found["majorisation"] == "not applicable"
+    assert found["time_symmetry"] == "ok"
