@@ -1,100 +1,172 @@
-"""`mhc-train diagnose`: measure a checkpoint's residual path."""
+"""`mhc-train diagnose`: measure the residual path of checkpoints, ours or others', or of a configuration."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mhc_train.cli.options import Json
+from mhc_train.cli.options import ConfigDir, ConfigName, Json, complete_override
 
-COLUMNS = (
-    ("fwd gain", "forward_gain", "max"),
-    ("bwd gain", "backward_gain", "max"),
-    ("row error", "row_error", "max"),
-    ("col error", "column_error", "max"),
-    ("sigma max", "spectral_norm", "max"),
-    ("energy gain", "energy_gain", "mean"),
-    ("grad energy", "gradient_energy_gain", "mean"),
-    ("difference", "stream_difference", "mean"),
-)
+if TYPE_CHECKING:
+    from mhc_train.diagnostics.condition import Condition
+
+DEPTHS = "2,4,8,16,32,64,128"
 
 
 def diagnose(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT|RUN", help="A run directory, or one of its checkpoints.")
-    ],
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Validation tokens to measure on.")] = 4096,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CHECKPOINT|RUN|FOLDER|ORG/NAME...",
+            help="A run directory or one of its checkpoints; a folder with another code base's safetensors; or a model "
+            "on the Hub. Several are put side by side. With --at-init: overrides.",
+            autocompletion=complete_override,
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", min=1, help="Tokens to measure on: 4096 of ours, 1024 of a text, 256 drawn.", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Run another code base's model on this text file, through transformers.", show_default=False
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option("--family", help="Whose checkpoint it is, where it does not say.", show_default=False),
+    ] = None,
+    ablate: Annotated[
+        str | None,
+        typer.Option(
+            "--ablate",
+            help="Replace H_res and see what the loss does: all mixers, or each as well.",
+            show_default=False,
+        ),
+    ] = None,
+    at_init: Annotated[
+        bool, typer.Option("--at-init", help="Untrained paths of a configuration, over depths.")
+    ] = False,
+    depths: Annotated[str, typer.Option("--depths", help="With --at-init: numbers of sublayers.")] = DEPTHS,
+    jitter: Annotated[
+        float, typer.Option("--jitter", min=0.0, help="With --at-init: noise on the mixers' logits, as training adds.")
+    ] = 0.0,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with all charts and tables.", show_default=False)
+    ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
             "--fail-on",
-            help="Exit with code 6 if this holds anywhere: 'composite_forward_gain>10'. May be repeated.",
+            help="Exit with code 6 if this holds anywhere: 'composite_forward_gain>10', or fail, or warn. Repeatable.",
             show_default=False,
         ),
     ] = None,
+    config_name: ConfigName = "config",
+    config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
-    """Measure how much every sublayer amplifies, leaks and mixes, on real tokens.
+    """Measure how much every sublayer amplifies, leaks, mixes and forgets, and judge it law by law.
 
     Examples:
 
-    mhc-train diagnose runs/20260101-120000-mhc-0a1b2c
+    mhc-train diagnose runs/20260101-120000-mhc-0a1b2c --html mhc.html
 
-    mhc-train diagnose runs/20260101-120000-mhc-0a1b2c/checkpoints/step-00001000 --json
+    mhc-train diagnose runs/20260101-120000-hc-0a1b2c runs/20260101-121500-mhc-3d4e5f
 
-    mhc-train diagnose runs/20260101-120000-hc-0a1b2c --fail-on 'composite_forward_gain>10'
+    mhc-train diagnose runs/20260101-120000-mhc-0a1b2c --ablate all
+
+    mhc-train diagnose runs/20260101-120000-hc-0a1b2c --fail-on 'composite_forward_gain>10' --fail-on fail
+
+    mhc-train diagnose models/deepseek-v4-flash --json
+
+    mhc-train diagnose --at-init connection=hc,mhc --jitter 0.1
     """
-    from mhc_train.cli.output import print_json
-    from mhc_train.diagnostics.audit import audit
     from mhc_train.diagnostics.condition import parse_condition
+
+    conditions = [parse_condition(condition) for condition in fail_on or []]
+    if at_init:
+        documents = _at_init(targets or [], config_name, config_dir, _numbers(depths), jitter, tokens)
+    else:
+        documents = _audits(targets or [], tokens, text, family, ablate)
+    _show(documents, at_init, html, json)
+    _fail(documents, conditions)
+
+
+def _audits(
+    targets: list[str], tokens: int | None, text: Path | None, family: str | None, ablate: str | None
+) -> list[dict[str, Any]]:
+    from mhc_train.audit import Inquiry, audit
+    from mhc_train.errors import ConfigError
+
+    if not targets:
+        raise ConfigError("Name what to measure: a run, a checkpoint, a folder, a model on the Hub; or type --at-init.")
+    return [audit(target, Inquiry(tokens, text, family, ablate)) for target in targets]
+
+
+def _at_init(
+    overrides: list[str],
+    config_name: str,
+    config_dir: Path | None,
+    depths: list[int],
+    jitter: float,
+    tokens: int | None,
+) -> list[dict[str, Any]]:
+    """One document a configuration; without a word on the connection, of the two that tell the story."""
+    from mhc_train.diagnostics.at_init import TOKENS, at_init
+    from mhc_train.training.jobs import check, multiply
+
+    asked = overrides if any("connection=" in text for text in overrides) else [*overrides, "connection=hc,mhc"]
+    configs = check(multiply(asked, config_dir), config_name, config_dir)
+    return [at_init(config, depths, jitter, tokens or TOKENS, config.seed) for config in configs]
+
+
+def _numbers(text: str) -> list[int]:
+    from mhc_train.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--depths {text}: type numbers of sublayers with commas between, such as {DEPTHS}."
+        ) from None
+
+
+def _show(documents: list[dict[str, Any]], at_init: bool, html: Path | None, json: bool) -> None:
+    """The JSON document or the tables, and the page."""
+    from mhc_train.cli.output import print_json
+    from mhc_train.console import say
+
+    if json:
+        print_json(documents[0] if len(documents) == 1 else {"schema_version": 2, "diagnoses": documents})
+    elif at_init:
+        from mhc_train.report.terminal import print_depths
+
+        print_depths(documents)
+    else:
+        from mhc_train.report.terminal import print_diagnoses
+
+        print_diagnoses(documents)
+    if html is not None:
+        from mhc_train.report.diagnosis import write_depths, write_diagnosis
+
+        say(f"Page: {(write_depths if at_init else write_diagnosis)(documents, html)}")
+
+
+def _fail(documents: list[dict[str, Any]], conditions: "list[Condition]") -> None:
+    """Exit with code 6 if a condition holds anywhere."""
     from mhc_train.errors import VerdictError
 
-    conditions = [parse_condition(text) for text in fail_on or []]
-    document = audit(checkpoint, tokens)
-    found = [place for condition in conditions for place in condition.violations(document)]
-    if json:
-        print_json(document)
-    else:
-        _print_tables(document)
-    if found:
-        raise VerdictError("\n".join(found))
-
-
-def _print_tables(document: dict[str, Any]) -> None:
-    from mhc_train.cli.output import number, print_table
-
-    composites = zip(document["composite"]["forward"], document["composite"]["backward"], strict=True)
-    rows = [
-        (
-            row["name"],
-            *(number(row[key][statistic], 4) for _, key, statistic in COLUMNS),
-            number(forward["forward_gain"]["max"], 4),
-            number(backward["backward_gain"]["max"], 4),
-        )
-        for row, (forward, backward) in zip(document["sublayers"], composites, strict=True)
+    found = [
+        (document, place)
+        for document in documents
+        for condition in conditions
+        for place in condition.violations(document)
     ]
-    titles = [f"{title} ({statistic})" for title, _, statistic in COLUMNS]
-    print_table(
-        f"{document['checkpoint']}: {document['connection']}, n = {document['streams']}, {document['tokens']} tokens. "
-        f"Composite forward is H_l ... H_1, backward H_L ... H_l; H_res: {document['convention']}",
-        ("sublayer", *titles, "composite fwd (max)", "composite bwd (max)"),
-        rows,
-    )
-    print_table(
-        "Laws",
-        ("law", "verdict", "worst at", "measured", "ok to", "declared to"),
-        [_law_row(law, number) for law in document["laws"]],
-    )
-
-
-def _law_row(law: dict[str, Any], number: Any) -> tuple[str, ...]:
-    evidence, declared = law["evidence"] or {}, law["declared"] or {}
-    measured = f"{evidence['measure']} {number(evidence['value'], 4)}" if evidence else "-"
-    return (
-        law["law"],
-        law["verdict"],
-        law["worst"] or "-",
-        measured,
-        number(evidence.get("ok"), 4),
-        number(declared.get("tolerance"), 4),
-    )
+    if found:
+        several = len(documents) > 1
+        raise VerdictError("\n".join(f"{d['checkpoint']}: {place}" if several else place for d, place in found))

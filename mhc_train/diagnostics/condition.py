@@ -1,10 +1,10 @@
-"""Conditions on a measurement, such as `composite_forward_gain>10`, for `--fail-on`."""
+"""Conditions on a measurement, such as `composite_forward_gain>10` or `fail`, for `--fail-on`."""
 
 import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mhc_train.errors import ConfigError
 
@@ -15,12 +15,39 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 PATTERN = re.compile(
-    r"\s*(?P<name>[a-z_]+)(?:\.(?P<statistic>mean|min|median|p99|max))?\s*(?P<op>>=|<=|>|<)\s*(?P<limit>\S+)\s*"
+    r"\s*(?P<name>[a-z_0-9]+)(?:\.(?P<statistic>mean|min|median|p99|max))?\s*(?P<op>>=|<=|>|<)\s*(?P<limit>\S+)\s*"
 )
+VERDICTS = {"warn": ("warn", "fail"), "fail": ("fail",)}
+
+
+class Condition(Protocol):
+    """Something that a measurement document can violate."""
+
+    def violations(self, document: dict[str, Any]) -> list[str]:
+        """Every place of the document where it holds, in words; empty if it holds nowhere.
+
+        Raises:
+            ConfigError: the document has nothing that it could hold for.
+        """
 
 
 @dataclass(frozen=True)
-class Condition:
+class Verdicts:
+    """`warn` or `fail`: holds for every law that is judged so, or worse."""
+
+    among: tuple[str, ...]
+
+    def violations(self, document: dict[str, Any]) -> list[str]:
+        """The laws."""
+        return [
+            f"{law['law']}: {law['verdict']} at {law['worst']}"
+            for law in document["laws"]
+            if law["verdict"] in self.among
+        ]
+
+
+@dataclass(frozen=True)
+class Limit:
     """`NAME[.STATISTIC] OP NUMBER`: holds if any sublayer (or any composite of the curve) satisfies it.
 
     NAME is a measurement of the sublayers, or `composite_` and one of the composites: of the backward curve for
@@ -34,20 +61,15 @@ class Condition:
     limit: float
 
     def violations(self, document: dict[str, Any]) -> list[str]:
-        """Every place of a measurement document where the condition holds, in words; empty if it holds nowhere.
-
-        Raises:
-            ConfigError: the document has no such measurement.
-        """
+        """The sublayers or composites. A number that is not finite is null in a document, and beyond every limit."""
         entries, key = self._entries(document)
-        if key not in entries[0] or not isinstance(entries[0][key], dict):
-            known = sorted(name for name, value in entries[0].items() if isinstance(value, dict) and "p99" in value)
+        found = [(entry["name"], entry[key][self.statistic]) for entry in entries if _is_measured(entry.get(key))]
+        if not found:
+            known = sorted({name for entry in entries for name, value in entry.items() if _is_measured(value)})
             raise ConfigError(
-                f"--fail-on {self.name}: no such measurement. There are {', '.join(known)}; and of composites, such as "
-                "composite_forward_gain, those that are measured of a single map."
+                f"--fail-on {self.name}: no such measurement here. There are {', '.join(known)}; and of composites, "
+                "such as composite_forward_gain, those that are measured of a single map."
             )
-        found = [(entry["name"], entry[key][self.statistic]) for entry in entries]
-        # A number that is not finite is null in the document, and beyond every limit.
         return [
             f"{self.name}.{self.statistic} = {value} at {name}"
             for name, value in found
@@ -61,12 +83,18 @@ class Condition:
         return document["composite"][curve], self.name.removeprefix("composite_")
 
 
+def _is_measured(value: object) -> bool:
+    return isinstance(value, dict) and "p99" in value
+
+
 def parse_condition(text: str) -> Condition:
     """Parse `--fail-on`'s argument.
 
     Raises:
         ConfigError: it is no condition.
     """
+    if text.strip() in VERDICTS:
+        return Verdicts(VERDICTS[text.strip()])
     match = PATTERN.fullmatch(text)
     try:
         if match is None:
@@ -75,7 +103,8 @@ def parse_condition(text: str) -> Condition:
     except ValueError:
         raise ConfigError(
             f"--fail-on {text}: not a condition. Type NAME[.STATISTIC] and a limit in quotes, such as "
-            "'composite_forward_gain>10' or 'column_error.p99>1e-3'; statistics are mean, min, median, p99, max."
+            "'composite_forward_gain>10' or 'column_error.p99>1e-3' (statistics are mean, min, median, p99, max); or "
+            "fail, or warn, for any law with such a verdict."
         ) from None
     statistic = match["statistic"] or ("max" if match["op"].startswith(">") else "min")
-    return Condition(match["name"], statistic, match["op"], limit)
+    return Limit(match["name"], statistic, match["op"], limit)

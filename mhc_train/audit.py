@@ -1,0 +1,108 @@
+"""An audit: all that can be known of a checkpoint's residual path, as one document; ours or somebody else's."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mhc_train.checkpoints import Checkpoint, load_checkpoint
+from mhc_train.data import open_corpus
+from mhc_train.diagnostics import Observation, measure, observe
+from mhc_train.diagnostics.ablation import KINDS, ablate
+from mhc_train.diagnostics.information import information
+from mhc_train.diagnostics.measurement import SCHEMA_VERSION, halves, spans
+from mhc_train.errors import ConfigError
+from mhc_train.foreign import is_foreign, observe_on_text, open_foreign
+from mhc_train.model.initialise import initial_path
+
+OWN_TOKENS, TEXT_TOKENS, SAMPLED_TOKENS = 4096, 1024, 256
+"""Tokens by default: of a checkpoint's own validation text, of a text for somebody else's model, and drawn."""
+FOREIGN_SEQUENCE = 256
+"""Tokens a sequence for somebody else's model."""
+ABLATIONS = ("all", "each")
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What is asked of a checkpoint."""
+
+    tokens: int | None = None
+    """To measure on; None for a number that suits what is measured."""
+    text: Path | None = None
+    """A text for somebody else's checkpoint; ours have their own."""
+    family: str | None = None
+    """Whose checkpoint it is, where it does not say."""
+    ablate: str | None = None
+    """What to ablate: all mixers together, or each alone as well; None for nothing."""
+
+
+def audit(target: str, inquiry: Inquiry) -> dict[str, Any]:
+    """The document of one checkpoint, schema in docs/measurements.md.
+
+    Args:
+        target: a run directory or checkpoint of ours; a folder with somebody else's safetensors; a model on the Hub.
+        inquiry: what to ask.
+
+    Raises:
+        CheckpointError: absent, corrupt, or of no known family.
+        ConfigError: what is asked cannot be answered for this kind of checkpoint.
+        DataError: the text is not available.
+    """
+    if inquiry.ablate not in (None, *ABLATIONS):
+        raise ConfigError(f"--ablate {inquiry.ablate}: type --ablate {' or --ablate '.join(ABLATIONS)}.")
+    return _audit_foreign(target, inquiry) if is_foreign(target) else _audit_own(Path(target), inquiry)
+
+
+def _audit_own(path: Path, inquiry: Inquiry) -> dict[str, Any]:
+    if inquiry.text is not None or inquiry.family is not None:
+        raise ConfigError(
+            f"{path} is a checkpoint of mhc-train: it is measured on its own validation tokens, and says itself what "
+            "it is. --data and --family are for those of others."
+        )
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
+    rows = max(1, (inquiry.tokens or OWN_TOKENS) // data.seq_len)
+    model, blocks = checkpoint.model(), open_corpus(data).validation.blocks[:rows]
+    # Before the first step nothing can have moved.
+    start = initial_path(config.model, config.connection, config.seed) if checkpoint.state["step"] else None
+    observation = observe(model, blocks, start)
+    document = _head(checkpoint) | _measured(observation, data.seq_len)
+    if inquiry.ablate is not None:
+        document["ablations"] = ablate(model, blocks, tuple(KINDS), per_sublayer=inquiry.ablate == "each")
+    return document
+
+
+def _head(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.state["step"],
+        "connection": checkpoint.config.connection.title,
+    }
+
+
+def _audit_foreign(target: str, inquiry: Inquiry) -> dict[str, Any]:
+    if inquiry.ablate is not None:
+        raise ConfigError("--ablate changes a model while it runs, which works for checkpoints of mhc-train alone.")
+    foreign = open_foreign(target, inquiry.family)
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": foreign.source,
+        "connection": foreign.family.title,
+        "source": foreign.facts,
+    }
+    if inquiry.text is not None:
+        tokens = inquiry.tokens or TEXT_TOKENS
+        seen = observe_on_text(target, tokens, inquiry.text, inquiry.family)
+        return head | _measured(seen, FOREIGN_SEQUENCE)
+    sampled = _measured(foreign.observe(inquiry.tokens or SAMPLED_TOKENS), None)
+    return head | sampled | {"biases": _measured(foreign.observe_biases(), None)}
+
+
+def _measured(observation: Observation, sequence_length: int | None) -> dict[str, Any]:
+    """The measurement, with what takes too long or too much room for a training to note every time."""
+    document = measure(observation)
+    document["composite"] |= {"spans": spans(observation), "halves": halves(observation)}
+    found = information(observation, sequence_length)
+    return document | ({"information": found} if found else {})
