@@ -4,7 +4,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mhc_train.errors import ConfigError
 
@@ -20,6 +20,7 @@ PATTERN = re.compile(
 VERDICTS = {"warn": ("warn", "fail"), "fail": ("fail",)}
 
 
+@runtime_checkable
 class Condition(Protocol):
     """Something that a measurement document can violate."""
 
