@@ -89,7 +89,7 @@ def _of_maps(crossing: Crossing, H: Tensor) -> Numbers:
     }
     if crossing.logits is not None:
         numbers["logit_range"] = crossing.logits.amax(-1) - crossing.logits.amin(-1)
-    if crossing.initial is not None:
+    if crossing.logits is not None and crossing.initial is not None:  # what has no logits cannot drift
         initial = crossing.initial.double()
         numbers["mixer_drift"] = (H - initial).norm(dim=(-2, -1)) / initial.norm(dim=(-2, -1))
     return numbers

@@ -135,6 +135,14 @@ def test_a_mixer_that_never_moved() -> None:
     assert found["evidence"]["measure"] == "mixer_drift"
 
 
+def test_what_has_no_logits_cannot_be_dead() -> None:
+    model = trained(ConnectionConfig(mixer="identity"))
+    assert (
+        verdicts(model, Transformer(MODEL, ConnectionConfig(mixer="identity"), 32))["dead_mixer"]["verdict"]
+        == "not applicable"
+    )
+
+
 def test_an_outlier() -> None:
     model = Transformer(MODEL, ConnectionConfig(kind="residual", streams=1), 32)
     assert verdicts(model)["outliers"]["verdict"] == "ok"

@@ -323,5 +323,9 @@ def test_conditions_look_at_the_extreme_token_and_take_null_for_a_violation() ->
     for text, name in itertools.product(("{}", "{}=1", "{}>x", "{}.sum>1"), ("row_error",)):
         with pytest.raises(ConfigError, match="not a condition"):
             parse_condition(text.format(name))
+    broken = [law["law"] for law in document["laws"] if law["verdict"] == "fail"]
+    assert broken and [place.partition(":")[0] for place in parse_condition(" fail ").violations(document)] == broken
+    assert len(parse_condition("warn").violations(document)) > len(broken)
+    assert parse_condition("log_determinant<-1e-9").violations(document)
     with pytest.raises(ConfigError, match="no such measurement"):
         parse_condition("gain>1").violations(document)
