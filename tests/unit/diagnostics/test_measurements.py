@@ -326,6 +326,6 @@ def test_conditions_look_at_the_extreme_token_and_take_null_for_a_violation() ->
     broken = [law["law"] for law in document["laws"] if law["verdict"] == "fail"]
     assert broken and [place.partition(":")[0] for place in parse_condition(" fail ").violations(document)] == broken
     assert len(parse_condition("warn").violations(document)) > len(broken)
-    assert parse_condition("log_determinant<-1e-9").violations(document)
+    assert parse_condition("dobrushin.median>1e-9").violations(document)
     with pytest.raises(ConfigError, match="no such measurement"):
         parse_condition("gain>1").violations(document)
