@@ -75,7 +75,7 @@ def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, A
     return [
         {"index": index, "name": name}
         | summarise(_of_maps(crossing, H) | _of_signal(crossing, H, streams) | _of_gradient(crossing, H))
-        | {"promises": kept(observation.guarantees, crossing, H)}
+        | {"of_token_means": _of_mean(H.mean(0)), "promises": kept(observation.guarantees, crossing, H)}
         | {"mean_maps": {key: getattr(crossing, key).mean(0).tolist() for key in ("pre", "post", "res")}}
         for index, (name, crossing, H, streams) in enumerate(rows)
     ]
@@ -144,10 +144,15 @@ def _curve(
     return [
         {"index": index, "name": name}
         | summarise(measures(P))
-        | {"of_token_means": {key: finite(number.item()) for key, number in measures(mean).items()}}
+        | {"of_token_means": _of_mean(mean)}
         | {"mean_map": P.mean(0).tolist()}
         for index, (name, P, mean) in enumerate(rows)
     ]
+
+
+def _of_mean(mean: Tensor) -> dict[str, float | None]:
+    """The measurements of the token-mean map, which are not the means of the tokens' measurements."""
+    return {key: finite(number.item()) for key, number in measures(mean).items()}
 
 
 def summarise(numbers: Numbers) -> dict[str, dict[str, float | None]]:
