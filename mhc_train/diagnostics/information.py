@@ -17,7 +17,8 @@ FOLDS = 5
 RUNS = 32
 """Units of consecutive tokens, where there are no sequences to be kept together."""
 PENALTIES = tuple(10.0**power for power in range(-8, 5, 2))
-"""Of the ridge, times the mean variance of a predictor; the last leaves hardly more than the mean."""
+"""Of the ridge, times the variance of X in a dimension, on average over those that tokens can span; the last leaves
+hardly more than the mean."""
 READ_OUT = "read-out"
 
 
@@ -137,7 +138,7 @@ def _explained(
     return _estimate(over_units, 1 - errors.sum(0) / deviations.sum(0))
 
 
-def _estimate(*subsets: Float[Tensor, " subsets"]) -> dict[str, float | None]:
+def _estimate(*subsets: Float[Tensor, " _"]) -> dict[str, float | None]:
     """The first value, of everything, and the largest of the standard errors."""
     error = torch.stack([_jackknife(values[1:]) for values in subsets]).amax()
     return {"estimate": finite(subsets[0][0].item()), "standard_error": finite(error.item())}
