@@ -22,7 +22,9 @@ hardly more than the mean."""
 READ_OUT = "read-out"
 
 
-def information(observation: Observation, sequence_length: int | None = None) -> list[dict[str, Any]]:
+def information(
+    observation: Observation, sequence_length: int | None = None, most_tokens: int = MOST_TOKENS
+) -> list[dict[str, Any]]:
     """Estimate what is linearly left of the embedding in the streams X_l, before every sublayer and after the last.
 
     - `r2`: the share of the embedding's variance that a ridge regression on X_l, n C numbers a token, predicts on
@@ -38,8 +40,10 @@ def information(observation: Observation, sequence_length: int | None = None) ->
     small by what neighbouring runs have in common.
 
     Args:
-        observation: with streams. At most 2048 tokens are used, evenly spaced.
+        observation: with streams.
         sequence_length: tokens of a sequence, if the observation's tokens are sequences one after the other.
+        most_tokens: use so many at most, evenly spaced. Time grows with the cube of this number or, if that is less, of
+            n C: about a second a place for n C = 512.
 
     Returns:
         One entry a place: index, name (of the sublayer that comes next, "read-out" at last), tokens and units used,
@@ -50,7 +54,7 @@ def information(observation: Observation, sequence_length: int | None = None) ->
     streams = [place for place in places if place is not None]
     if len(streams) < len(places) or len(streams[0]) < LEAST_TOKENS:
         return []
-    kept, units, unit = _sample(len(streams[0]), sequence_length)
+    kept, units, unit = _sample(len(streams[0]), sequence_length, most_tokens)
     embedding = _Embedding.of(streams[0][kept].double().mean(1), units.to(streams[0].device))
     about = {"tokens": len(units), "units": embedding.keep.shape[1] - 1, "unit": unit}
     return [
@@ -100,9 +104,9 @@ class _Embedding(NamedTuple):
         return cls(values, kernel, _hsic(kernel, kernel, keep), keep, folds, new)
 
 
-def _sample(tokens: int, length: int | None) -> tuple[slice, Int[Tensor, " kept"], str]:
+def _sample(tokens: int, length: int | None, most: int) -> tuple[slice, Int[Tensor, " kept"], str]:
     """Which tokens to use, the unit that each of them belongs to (0, 1, ...), and what a unit is."""
-    kept = slice(None, None, math.ceil(tokens / MOST_TOKENS))
+    kept = slice(None, None, math.ceil(tokens / most))
     numbers = torch.arange(tokens)[kept]
     if length is not None and tokens // length >= FOLDS:
         return kept, (numbers // length).unique(return_inverse=True)[1], "sequence"

@@ -198,7 +198,8 @@ def test_of_many_tokens_some_of_every_sequence_are_used() -> None:
     found = estimates(copies(embedding, 1), embedding, 64)
     assert found["tokens"] == math.ceil(80 * 64 / 3) <= 2048 and found["units"] == 80
     assert estimates(copies(embedding, 1), embedding, 2 * 1024)["unit"] == "run of tokens"
-    assert estimates(copies(embedding, 1), embedding, None)["units"] == 32
+    fewer = information(observed(copies(embedding, 1)[:640], copies(embedding, 1)[:640]), most_tokens=100)[1]
+    assert fewer["tokens"] == math.ceil(640 / 7) and fewer["units"] == 32 and fewer["r2"]["estimate"] > 0.999
 
 
 def test_what_is_undefined_is_null() -> None:
