@@ -48,13 +48,15 @@ def information(
     Returns:
         One entry a place: index, name (of the sublayer that comes next, "read-out" at last), tokens and units used,
         unit ("sequence" or "run of tokens"), and r2, r2_new and cka, each `{estimate, standard_error}`; null where
-        undefined or not finite. Empty where streams were not observed, or fewer than 64 tokens were.
+        undefined or not finite. Empty where streams were not observed, or fewer than 64 tokens are used.
     """
     places = [crossing.streams for crossing in observation.crossings] + [observation.last]
     streams = [place for place in places if place is not None]
-    if len(streams) < len(places) or len(streams[0]) < LEAST_TOKENS:
+    if len(streams) < len(places):
         return []
     kept, units, unit = _sample(len(streams[0]), sequence_length, most_tokens)
+    if len(units) < LEAST_TOKENS:
+        return []
     embedding = _Embedding.of(streams[0][kept].double().mean(1), units.to(streams[0].device))
     about = {"tokens": len(units), "units": embedding.keep.shape[1] - 1, "unit": unit}
     return [
@@ -182,6 +184,7 @@ def _held_out(
 def _distances(
     x: Float[Tensor, "tokens p1"], y: Float[Tensor, "tokens C"], fit: Float[Tensor, "p1 C"]
 ) -> Float[Tensor, " tokens"]:
+    """Squared errors of a fit, a number a token."""
     return (y - x @ fit).square().sum(1)
 
 
@@ -210,9 +213,9 @@ def _alignment(X: Float[Tensor, "tokens p"], embedding: _Embedding) -> Float[Ten
 
 
 def _hsic(K: _Kernel, L: _Kernel, keep: Float[Tensor, "tokens subsets"]) -> Float[Tensor, " subsets"]:
-    """The unbiased estimate of every subset (Song et al., 2012, Eq. 5)."""
+    """The unbiased estimate of every subset (Song et al., 2012, Eq. 5), but for a factor that alignments do not see."""
     m = keep.sum(0)
     trace = ((K.gram * L.gram @ keep) * keep).sum(0)
     totals = (K.rows * keep).sum(0) * (L.rows * keep).sum(0)
     rows = (K.rows * L.rows * keep).sum(0)
-    return (trace + totals / ((m - 1) * (m - 2)) - 2 / (m - 2) * rows) / (m * (m - 3))
+    return trace + totals / ((m - 1) * (m - 2)) - 2 / (m - 2) * rows

@@ -214,6 +214,7 @@ def test_what_is_undefined_is_null() -> None:
     assert constant["r2"] == constant["cka"] == nothing
     assert information(observed(copies(embedding), None), 8) == information(observed(None, broken), 8) == []
     assert information(observed(copies(embedding[:63]), copies(embedding[:63])), 8) == []
+    assert information(observed(copies(embedding), copies(embedding)), 8, most_tokens=40) == []
     json.dumps(entries, allow_nan=False)
 
 
