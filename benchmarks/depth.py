@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator
 from record import significant, write_json, write_table
 
 from mhc_train.config.compose import compose
-from mhc_train.diagnostics.at_init import AMPLIFICATION, at_init
+from mhc_train.diagnostics.at_init import AMPLIFICATION, TOKENS, at_init
 from mhc_train.report.charts import look
 
 CONNECTIONS = ("hc", "mhc", "mhc_lite", "ihc", "ohc")
@@ -20,7 +20,7 @@ JITTERS = (0.0, 0.1, 1.0)
 DRAWN = JITTERS[:2]
 """A free path's gain with noise of 1 would leave no room for the others."""
 TABLE_DEPTHS = (8, 32, 128)
-DIM, TOKENS, SEED = 128, 256, 0
+DIM, SEED = 128, 0
 FIGURES = {
     "forward_gain": ("max", "forward gain, largest over tokens"),
     "backward_gain": ("max", "backward gain, largest over tokens"),

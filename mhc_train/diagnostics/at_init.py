@@ -16,6 +16,8 @@ from mhc_train.schema import Config
 
 AMPLIFICATION = 1.1
 """What each sublayer of the linear amplifier multiplies its streams by: a tenth more, too little to be noticed."""
+TOKENS = 256
+"""How many are drawn where nothing else is asked for: enough for a 99th percentile."""
 BASIS = "sampled inputs: normal streams of unit RMS, drawn anew for every sublayer and token (data-free)"
 
 
