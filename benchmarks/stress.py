@@ -12,7 +12,7 @@ from figures import new_figure, new_style, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from record import significant, write_json, write_table
 
 from mhc_train.report.charts import look
@@ -148,7 +148,12 @@ def differences(axes: Axes, rows: list[Row]) -> None:
     """A line a run: what the composite so far makes of differences between streams."""
     for row, colour, dashes in styled(rows):
         axes.plot(depths(row), row["differences"], color=colour, linestyle=dashes)
-    axes.set(yscale="log", xlabel="sublayer l", ylabel="difference gain of H_l ... H_1, median over tokens")
+    axes.set(yscale="log", xlabel="sublayer l", ylabel="difference gain of H_l ... H_1, median")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(0.4, low), max(2.5, high))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def styled(rows: list[Row]) -> list[tuple[Row, str, Any]]:
