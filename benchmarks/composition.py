@@ -1,20 +1,17 @@
 """What becomes of the streams over depth: products of every mixer's maps, from each of its inits."""
 
-import math
-import textwrap
 from typing import Any
 
-import matplotlib
 import torch
+from figures import name_ends, new_figure, new_style, save
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from record import FIGURES, significant, write_json, write_table
+from record import significant, write_json, write_table
 from torch import Tensor
 
 from mhc_train.diagnostics.maps import difference_gain, forward_composites, forward_gain, spectral_norm
 from mhc_train.mixers import MIXERS, build_mixer
-from mhc_train.report.charts import STYLE, look
+from mhc_train.report.charts import look
 
 STREAMS, TOKENS, CHANNELS = 4, 256, 64
 DEPTHS = (12, 24, 48, 64, 96, 128)
@@ -27,8 +24,6 @@ DRAWN_INIT = "equivalent"
 EXPLODED_GAIN, EXPLODED_NORM, COLLAPSED = 10.0, 2.0, 1e-2
 FLOOR = 1e-8
 """The smallest figure that is told apart from zero: below it, rounding differs between machines."""
-TOGETHER, LINE = 0.02, 0.05
-"""Shares of an axis: ends closer than the one share a name, and a line of text is as high as the other."""
 
 Row = dict[str, Any]
 
@@ -103,15 +98,14 @@ def shown(value: float) -> str:
 
 def draw(rows: list[Row]) -> None:
     """Gain and difference gain against depth, side by side: equal bytes for equal numbers."""
-    # Powers of ten are set as formulas.
-    with matplotlib.rc_context(STYLE | {"text.parse_math": True}):
-        figure = Figure(figsize=(11, 4.2), layout="constrained", facecolor="white")
+    with new_style():
+        figure = new_figure(11, 4.2)
         title = f"Products of H_res ({STREAMS} streams), init {DRAWN_INIT}, logit noise {GROWN:g}"
         figure.suptitle(title, fontsize="medium")
         left, right = figure.subplots(1, 2)
         panel(left, rows, "gain", "forward gain, largest over tokens", (0.3, None))
         panel(right, rows, "difference_gain", f"difference gain, median, at least {FLOOR:.0e}", (FLOOR / 3, 3.0))
-        figure.savefig(FIGURES / "composition.svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        save(figure, "composition")
 
 
 def panel(axes: Axes, rows: list[Row], quantity: str, label: str, limits: tuple[float, float | None]) -> None:
@@ -126,32 +120,7 @@ def panel(axes: Axes, rows: list[Row], quantity: str, label: str, limits: tuple[
     axes.set(yscale="log", ylim=limits, xticks=DEPTHS, xlabel="layers composed (two sublayers each)", ylabel=label)
     # Few enough decades that one of the ticks is 1.
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
-    name_ends(axes, ends)
-
-
-def name_ends(axes: Axes, ends: dict[str, float]) -> None:
-    """Name the lines right of their ends, from the top down and without overlap."""
-    free = 1 + LINE
-    for height, mixers in ends_together(axes, ends):
-        text = textwrap.fill(", ".join(mixers), 22) + (" (beyond the scale)" if height > 1 else "")
-        extent = LINE * (1 + text.count("\n"))
-        bottom = max(0.0, min(height - extent / 2, free - extent))
-        colour = look(list(MIXERS).index(mixers[0])).colour if len(mixers) == 1 else None
-        axes.text(1.02, bottom, text, color=colour, fontsize="small", va="bottom", transform=axes.transAxes)
-        free = bottom
-
-
-def ends_together(axes: Axes, ends: dict[str, float]) -> list[tuple[float, list[str]]]:
-    """Names by the height of their lines' ends, as a share of the axis, the highest first."""
-    low, high = (math.log(limit) for limit in axes.get_ylim())
-    groups: list[tuple[float, list[str]]] = []
-    for mixer, end in sorted(ends.items(), key=lambda item: -item[1]):
-        height = (math.log(end) - low) / (high - low)
-        if groups and groups[-1][0] - height < TOGETHER:
-            groups[-1][1].append(mixer)
-        else:
-            groups.append((height, [mixer]))
-    return groups
+    name_ends(axes, ends, {mixer: look(index).colour for index, mixer in enumerate(MIXERS)})
 
 
 def main() -> None:

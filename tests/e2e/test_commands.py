@@ -283,7 +283,8 @@ def test_every_documented_override_composes(
     from mhc_train.training.arms import plan_arms
     from mhc_train.training.sweep import plan_sweep
 
-    pages = [(REPOSITORY / page).read_text() for page in ("README.md", "docs/data.md", "docs/sweeps.md")]
+    names = ("README.md", "docs/data.md", "docs/sweeps.md", "docs/stress.md")
+    pages = [(REPOSITORY / name).read_text() for name in names]
     for command in (("fit",), ("compare",), ("data", "prepare"), ("data", "inspect")):
         monkeypatch.setenv("COLUMNS", "300")
         run_command(monkeypatch, *command, "--help")
