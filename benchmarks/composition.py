@@ -9,7 +9,13 @@ from matplotlib.ticker import LogLocator
 from record import significant, write_json, write_table
 from torch import Tensor
 
-from mhc_train.diagnostics.maps import difference_gain, forward_composites, forward_gain, spectral_norm
+from mhc_train.diagnostics.maps import (
+    difference_gain,
+    forward_composites,
+    forward_gain,
+    singular_values,
+    spectral_norm,
+)
 from mhc_train.mixers import MIXERS, build_mixer
 from mhc_train.report.charts import look
 
@@ -54,7 +60,7 @@ def row(mixer: str, init: str, strength: float, depth: int) -> Row:
     P = composite(mixer, init, strength, depth)
     figures = {
         "gain": forward_gain(P).max(),
-        "spectral_norm": spectral_norm(P).max(),
+        "spectral_norm": spectral_norm(singular_values(P)).max(),
         "energy": energy(P).mean(),
         "difference_gain": difference_gain(P).median(),
     }

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhc_train.connections import Connection, Path, build_path
-from mhc_train.diagnostics.maps import MEASURES
-from mhc_train.diagnostics.measurement import CONVENTION, SCHEMA_VERSION, statistics
+from mhc_train.diagnostics.maps import measures
+from mhc_train.diagnostics.measurement import CONVENTION, SCHEMA_VERSION, summarise
 from mhc_train.errors import ConfigError
 from mhc_train.model.initialise import seeded
 from mhc_train.schema import Config
@@ -118,7 +118,7 @@ def _entry(config: Config, sublayers: int, jitter: float, tokens: int, seed: int
             product = composite(path, config.model.dim, jitter, tokens, seed)
     except ValueError as error:
         raise ConfigError(f"connection {config.connection.title} over {sublayers} sublayers: {error}.") from error
-    return {"sublayers": sublayers} | {name: statistics(function(product)) for name, function in MEASURES.items()}
+    return {"sublayers": sublayers} | summarise(measures(product))
 
 
 def _check(depths: list[int], jitter: float, tokens: int) -> None:
