@@ -124,9 +124,8 @@ def _of_gradient(crossing: Crossing, H: Tensor) -> Numbers:
     if found is None:
         return {}
     after = found.after.double()
-    numbers = signals.gradient_ledger(
-        after, H, found.branch.double(), found.coefficients.double(), found.total.double()
-    )
+    branch = crossing.pre.double().unsqueeze(-1) * found.read.double().unsqueeze(-2)
+    numbers = signals.gradient_ledger(after, H, branch, found.coefficients.double(), found.total.double())
     written = (crossing.post.double().unsqueeze(-1) * after).sum(-2)
     # The loss is a mean over tokens; a token's own part of it has gradients that do not depend on how many there are.
     numbers["gradient_difference"] = signals.stream_difference(after)

@@ -10,12 +10,15 @@ from mhc_train.mixers import Guarantee, Law
 
 @dataclass(frozen=True)
 class Backward:
-    """How the loss's gradient comes back through one sublayer: three paths, `total = mixer + branch + coefficients`."""
+    """How the loss's gradient comes back through one sublayer, on three ways that add up to `total`.
+
+    Through the mixer, `H_res^T after`; through the branch, `H_pre (x) read`; and through the maps, `coefficients`.
+    """
 
     after: Float[Tensor, "tokens n C"]
     """At the streams after the write, g."""
-    branch: Float[Tensor, "tokens n C"]
-    """What comes back through the sublayer's input, `H_pre (x) dL/dx`."""
+    read: Float[Tensor, "tokens C"]
+    """At the sublayer's input before its norm, dL/dx."""
     coefficients: Float[Tensor, "tokens n C"]
     """What comes back through the maps, which depend on the streams too."""
     total: Float[Tensor, "tokens n C"]

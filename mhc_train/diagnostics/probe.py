@@ -79,7 +79,7 @@ def _backward(model: Transformer, loss: Tensor, seen: list[_Seen], end: _Seen) -
     return [
         Backward(
             after=_tokens(totals[index + 1]),
-            branch=_tokens(what.maps.pre.unsqueeze(-1) * reads[index].unsqueeze(-2)),
+            read=_tokens(reads[index]),
             coefficients=_tokens(_gradients(list(what.own), [what.state.streams], list(made[index]))[0]),
             total=_tokens(totals[index]),
             logits=_at_logits(model.path[index], what, made[index].res),
@@ -133,5 +133,5 @@ def _crossing(connection: Connection, what: _Seen, backward: Backward, initial: 
 
 
 def _tokens(values: Tensor) -> Tensor:
-    """Without graph, batch and sequence in one: (batch, seq, ...) to (tokens, ...)."""
-    return values.detach().flatten(0, 1)
+    """On the CPU, without graph, batch and sequence in one: (batch, seq, ...) to (tokens, ...)."""
+    return values.detach().flatten(0, 1).cpu()

@@ -195,7 +195,8 @@ def test_the_three_ways_of_a_gradient_add_up(option: str) -> None:
     observation = observe(model, BLOCKS)
     for crossing, row in zip(observation.crossings, measure(observation)["sublayers"], strict=True):
         back = crossing.backward
-        ways = crossing.res.mT @ back.after + back.branch + back.coefficients
+        branch = crossing.pre.unsqueeze(-1) * back.read.unsqueeze(-2)
+        ways = crossing.res.mT @ back.after + branch + back.coefficients
         torch.testing.assert_close(ways, back.total, rtol=1e-3, atol=1e-5 * back.total.abs().max().item())
         parts = ("mixer", "branch", "coefficients", "mixer_branch", "mixer_coefficients", "branch_coefficients")
         total = sum(row[f"gradient_{part}"]["mean"] for part in parts)
