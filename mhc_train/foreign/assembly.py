@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mhc_train.connections.manifold import ManifoldConnection
 from mhc_train.errors import CheckpointError
-from mhc_train.foreign.families import Family, Site, Sites
+from mhc_train.foreign.families import Family, Site, Sites, head_parts
 from mhc_train.foreign.model import ForeignModel
-from mhc_train.foreign.recognition import lookalikes, recognise, settings
+from mhc_train.foreign.recognition import lookalikes, recognise, settings, streams_and_width
 from mhc_train.foreign.stores import open_store
-from mhc_train.foreign.tensors import TensorFiles
+from mhc_train.foreign.tensors import Entry, TensorFiles
 from mhc_train.schema import ConnectionConfig
 
 OTHER_ORDER = {"rows_first": "columns_first", "columns_first": "rows_first"}
@@ -41,7 +41,7 @@ def assemble(files: TensorFiles, config: Mapping[str, Any], family: Family) -> F
     used = sorted({name for parts in sites.values() for name in parts.values()})
     n, width = _size(family, sites, files, config)
     connection_config = _connection_config(family, n, config, files.store.name)
-    head_name = family.head_parts(files.places).get("base") if family.read_out == "gated" else None
+    head_name = head_parts(files.places).get("base") if family.read_out == "gated" else None
     tensors = files.read([*used, *([head_name] if head_name else [])])
     connections = [
         _connection(
@@ -81,42 +81,27 @@ def _size(family: Family, sites: Sites, files: TensorFiles, config: Mapping[str,
     """n and C, which config.json, the family's rule and every tensor's shape agree about."""
     entries = files.entries(name for parts in sites.values() for name in parts.values())
     first = entries[next(iter(sites.values()))[family.projection]]
-    rows, columns = _rows_and_columns(family, first.shape)
-    known = settings(config)
-    n = known.get(family.streams_key) if family.streams_key else None
-    n = family.streams_of(rows) if n is None else n
-    width = known.get("hidden_size") or (columns // n if isinstance(n, int) and n > 0 else 0)
-    if not isinstance(n, int) or n < 2 or n * width != columns or family.streams_of(rows) != n:
+    logits, inputs = family.logits_and_inputs(first.shape)
+    n, width = streams_and_width(family, logits, inputs, settings(config))
+    if family.streams_of(logits) != n or n * width != inputs:
         raise CheckpointError(
-            f"{files.store.name}: {first.name} is {list(first.shape)}, which is not {family.title}'s for n = {n} streams "
-            f"(config.json: {family.streams_key or 'no key'}) of width {width or 'unknown'} (config.json: hidden_size): "
-            f"{rows} logits and {columns} inputs."
+            f"{files.store.name}: {first.name} is {list(first.shape)}, which is not {family.title}'s for n = {n} "
+            f"streams ({family.streams_key or 'no key'} in config.json) of width {width} (hidden_size)."
         )
     for parts in sites.values():
         for part, name in parts.items():
-            _check(family, part, entries[name].shape, n, width, f"{files.store.name}: {name}")
+            _check(family, part, entries[name], n, width, files.store.name)
     return n, width
 
 
-def _check(family: Family, part: str, shape: tuple[int, ...], n: int, width: int, what: str) -> None:
-    rows = 2 * n if family.mixer == "identity" else n * n + 2 * n
-    size = {"bias_pre": n, "bias_post": n, "bias_res": n * n}.get(part, rows)
-    if part == family.projection:
-        if _rows_and_columns(family, shape) != (rows, n * width):
-            raise CheckpointError(f"{what} is {list(shape)}; for n = {n} of width {width} it has {rows} x {n * width}.")
-        return
-    if part in family.gates:
-        size = (2 if family.mixer == "identity" else 3) if len(family.gates) == 1 else 1
-    elif part == family.gain:
-        size = n * width
-    if torch.Size(shape).numel() != size:
-        raise CheckpointError(f"{what} is {list(shape)}; for n = {n} of width {width} it has {size} entries.")
-
-
-def _rows_and_columns(family: Family, shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) != 2:
-        return 0, 0
-    return (shape[1], shape[0]) if family.input_major else (shape[0], shape[1])
+def _check(family: Family, part: str, entry: Entry, n: int, width: int, source: str) -> None:
+    wanted = family.size(part, n, width)
+    transposed = part == family.projection and family.logits_and_inputs(entry.shape) != (family.logits(n), n * width)
+    if torch.Size(entry.shape).numel() != wanted or transposed:
+        raise CheckpointError(
+            f"{source}: {entry.name} is {list(entry.shape)}, which is not {family.title}'s for n = {n} streams of "
+            f"width {width}: {wanted} numbers."
+        )
 
 
 def _connection_config(family: Family, n: int, config: Mapping[str, Any], source: str) -> ConnectionConfig:
@@ -153,7 +138,7 @@ def _connection(
     return connection.requires_grad_(False)
 
 
-def _receivers_first(rows: Float[Tensor, "k *rest"], n: int) -> Float[Tensor, "k *rest"]:
+def _receivers_first(rows: Float[Tensor, "logits ..."], n: int) -> Float[Tensor, "logits ..."]:
     """Logits of pre, post and res, with those of res turned from (sender, receiver) to (receiver, sender)."""
     pre_and_post, res = rows.split([2 * n, n * n])
     return torch.cat([pre_and_post, res.unflatten(0, (n, n)).transpose(0, 1).flatten(0, 1)])

@@ -6,7 +6,7 @@ an orientation can only be stated.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from mhc_train.mixers import Law
@@ -61,9 +61,8 @@ class Family:
     """Whether the projection's product is divided by sqrt(nC) besides."""
     gain: str | None = None
     """The part [nC] that multiplies the normalised streams."""
-    head: str | None = None
-    """Pattern of the tensors that read the streams out; None: it has none."""
     read_out: str = "mean"
+    """How the streams become one; `gated`: by the tensors `hc_head`, which other families do not have."""
     assumed: str = ""
     """What of this has not been seen stated anywhere, and is taken from the paper."""
 
@@ -86,78 +85,76 @@ class Family:
             if self.projection in parts
         }
 
-    def head_parts(self, names: Iterable[str]) -> dict[str, str]:
-        """The tensors that read the streams out, by part."""
-        matches = ((name, re.fullmatch(self.head or HEAD, name)) for name in names)
-        return {match.groupdict().get("part") or name: name for name, match in matches if match}
+    def logits(self, n: int) -> int:
+        """How many a projection makes for n streams: 2n, and n^2 more where streams are mixed."""
+        return 2 * n if self.mixer == "identity" else n * n + 2 * n
 
-    def streams_of(self, rows: int) -> int | None:
-        """The n whose projection has that many rows: n^2 + 2n, or 2n where nothing is mixed."""
-        if self.mixer == "identity":
-            return rows // 2 if rows % 2 == 0 else None
-        return next((n for n in range(2, rows) if n * n + 2 * n == rows), None)
+    def streams_of(self, logits: int) -> int | None:
+        """The n, at least 2, that so many logits are for."""
+        return next((n for n in range(2, logits) if self.logits(n) == logits), None)
+
+    def size(self, part: str, n: int, width: int) -> int:
+        """How many numbers a part is, for n streams of that width."""
+        if part == self.projection:
+            return self.logits(n) * n * width
+        if part == self.gain:
+            return n * width
+        if part in self.gates:
+            return (2 if self.mixer == "identity" else 3) // len(self.gates)
+        return self.logits(n) if len(self.biases) == 1 else {"bias_res": n * n}.get(part, n)
+
+    def logits_and_inputs(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """What a projection of that shape makes of what; zeros if it is no matrix."""
+        if len(shape) != 2:
+            return 0, 0
+        return (shape[1], shape[0]) if self.input_major else (shape[0], shape[1])
+
+
+def head_parts(names: Iterable[str]) -> dict[str, str]:
+    """The tensors that read the streams out, by part: fn, base and scale."""
+    return {match["part"]: name for name in names if (match := re.fullmatch(HEAD, name))}
 
 
 def _place(place: str) -> str:
     return "attention" if "att" in place else "feedforward"
 
 
-_DEEPSEEK_KEYS = {
-    "iterations": ("hc_sinkhorn_iters", 20),
-    "eps": ("hc_eps", 1e-6),
-    "read_eps": ("hc_eps", 1e-6),
-    "norm_eps": ("rms_norm_eps", 1e-6),
-}
-_DEEPSEEK_NAMES = (
-    r"hc_(?P<place>attn|ffn)_(?P<part>fn|base|scale)",  # native, and as transformers saves it
-    r"(?P<place>attn|ffn)_hc\.(?P<part>fn|base|scale)",  # in memory
-)
-
 DEEPSEEK_V4 = Family(
     name="deepseek_v4",
     title="DeepSeek-V4",
-    patterns=_DEEPSEEK_NAMES,
+    patterns=(
+        r"hc_(?P<place>attn|ffn)_(?P<part>fn|base|scale)",  # native, and as transformers saves it
+        r"(?P<place>attn|ffn)_hc\.(?P<part>fn|base|scale)",  # in memory
+    ),
     projection="fn",
     gates=("scale",),
     biases=("base",),
     streams_key="hc_mult",
-    keys=_DEEPSEEK_KEYS,
+    keys={
+        "iterations": ("hc_sinkhorn_iters", 20),
+        "eps": ("hc_eps", 1e-6),
+        "read_eps": ("hc_eps", 1e-6),
+        "norm_eps": ("rms_norm_eps", 1e-6),
+    },
     model_types=("deepseek_v4",),
     transposed=True,
     order="rows_first",
     exact=Law.TIME_SYMMETRY,
-    head=HEAD,
     read_out="gated",
 )
-DEEPSEEK_V4_1 = Family(
+DEEPSEEK_V4_1 = replace(
+    DEEPSEEK_V4,
     name="deepseek_v4_1",
     title="DeepSeek-V4.1",
-    patterns=_DEEPSEEK_NAMES,
-    projection="fn",
-    gates=("scale",),
-    biases=("base",),
-    streams_key="hc_mult",
-    keys=_DEEPSEEK_KEYS,
     model_types=("deepseek_v4_1", "deepseek_v41"),
-    transposed=True,
-    order="rows_first",
-    exact=Law.TIME_SYMMETRY,
     single_pass=True,
     read_out="the read weights that the last sublayer projects",
 )
-GLM_5_3 = Family(
+GLM_5_3 = replace(
+    DEEPSEEK_V4,
     name="glm5_next",
     title="GLM-5.3",
-    patterns=_DEEPSEEK_NAMES,
-    projection="fn",
-    gates=("scale",),
-    biases=("base",),
-    streams_key="hc_mult",
-    keys=_DEEPSEEK_KEYS,
     model_types=("glm5_next", "glm5_next_text"),
-    transposed=True,
-    order="rows_first",
-    exact=Law.TIME_SYMMETRY,
     read_out="mean",
 )
 HY4 = Family(
@@ -179,7 +176,6 @@ HY4 = Family(
     },
     model_types=("hy_v4",),
     mixer="identity",
-    head=HEAD,
     read_out="gated",
 )
 OPENPANGU = Family(
@@ -192,7 +188,6 @@ OPENPANGU = Family(
     gain="norm_gamma",
     streams_key="mhc_num_stream",
     keys={"iterations": ("mhc_recur_norm", 20), "norm_eps": ("rms_norm_eps", 1e-6)},
-    head=r"(?:[\w.]+\.)?merge_mhc_module\.(?P<part>[\w.]+)",
     read_out="learned (merge_mhc_module)",
     assumed="orientation, order and eps of its matrix are the paper's (receiver, sender; columns first; none)",
 )

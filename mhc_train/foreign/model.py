@@ -57,14 +57,12 @@ class ForeignModel:
         if family.mixer == "identity":
             text = f"{family.title} mixes nothing: H_res = I"
         else:
-            stored, shown = (
-                ("sender, receiver", "its transpose") if family.transposed else ("receiver, sender", "as is")
-            )
+            stored, shown = ("sender, receiver", "its transpose") if family.transposed else ("receiver, sender", "it")
             last = "columns" if config.order == "rows_first" else "rows"
             text = (
-                f"{family.title} indexes its matrix ({stored}) and normalises it {family.order.replace('_', ' ')}, "
-                f"{config.iterations} rounds, eps {config.eps:g}; H_res is shown {shown}: rows receive, columns send, "
-                f"and {last} come last"
+                f"{family.title} indexes its matrix ({stored}) and normalises {family.order.replace('_', ' ')}, "
+                f"{config.iterations} rounds, eps {config.eps:g}; H_res is {shown}: rows receive, columns send, {last} "
+                "are normalised last"
             )
         return f"{text}. Assumed: {family.assumed}" if family.assumed else text
 

@@ -1,4 +1,4 @@
-"""A foreign model run on real text by its own code (`transformers`): streams, maps, outputs and the loss's gradients."""
+"""A foreign model run on real text by its own code (`transformers`): streams, maps, outputs, the loss's gradients."""
 
 import re
 from pathlib import Path
@@ -188,7 +188,9 @@ def _crossing(
     outputs, weights = zip(*pairs, strict=True)
     (coefficients,) = torch.autograd.grad(outputs, leaf, weights)
     return Crossing(
-        *map(_tokens, their_maps),
+        pre=_tokens(their_maps.pre),
+        post=_tokens(their_maps.post),
+        res=_tokens(their_maps.res),
         logits=None if mixing is None else _tokens(mixing[1]),
         streams=_tokens(leaf),
         output=_tokens(what.output),

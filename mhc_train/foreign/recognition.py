@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mhc_train.errors import CheckpointError, ConfigError
-from mhc_train.foreign.families import FAMILIES, Family
+from mhc_train.foreign.families import FAMILIES, Family, head_parts
 from mhc_train.foreign.tensors import TensorFiles
 
 LOOKS_LIKE = re.compile(r"(?:^|[._])i?m?hc(?:[._]|$)|hyper_?connection|mapping_proj", re.IGNORECASE)
@@ -82,12 +82,17 @@ def _type(config: Mapping[str, Any]) -> str:
 
 
 def _fits(family: Family, files: TensorFiles, config: Mapping[str, Any]) -> bool:
-    """Whether it has a read-out where the family has one, and projections of a number of rows that the family knows."""
+    """Whether it has a read-out where the family has one, and projections of the family's shape."""
     sites = family.sites(files.places)
     name = next(iter(sites.values()))[family.projection]
-    shape = files.entries([name])[name].shape
-    rows = shape[-1 if family.input_major else 0] if len(shape) == 2 else 0
-    n = family.streams_of(rows)
-    known = settings(config).get(family.streams_key) if family.streams_key else None
-    has_head = bool(family.head_parts(files.places))
-    return n is not None and known in (None, n) and has_head == (family.head is not None)
+    logits, inputs = family.logits_and_inputs(files.entries([name])[name].shape)
+    n, width = streams_and_width(family, logits, inputs, settings(config))
+    gated = bool(head_parts(files.places))
+    return family.streams_of(logits) == n and n * width == inputs and gated == (family.read_out == "gated")
+
+
+def streams_and_width(family: Family, logits: int, inputs: int, config: Mapping[str, Any]) -> tuple[int, int]:
+    """n and C as config.json has them, or else as the family's rule gives them; zero where neither does."""
+    n, width = (config.get(key) if key else None for key in (family.streams_key, "hidden_size"))
+    n = n if isinstance(n, int) else family.streams_of(logits) or 0
+    return n, width if isinstance(width, int) else inputs // n if n else 0
