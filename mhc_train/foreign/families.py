@@ -161,7 +161,7 @@ HY4 = Family(
     name="hy_v4",
     title="Hy4",
     patterns=(
-        r"hc_(?P<place>attn|mlp)_layer\.(?:hc_pre\.)?hc_(?P<part>fn|base|scale)",
+        r"(?:hc_pre\.)?hc_(?P<place>attn|mlp)_layer\.(?:hc_pre\.)?hc_(?P<part>fn|base|scale)",
         r"(?P<place>attn|ffn)_hc\.(?P<part>fn|base|scale)",
     ),
     projection="fn",

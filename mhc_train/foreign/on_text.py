@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from mhc_train import kernels
 from mhc_train.connections import Maps
 from mhc_train.connections.manifold import ManifoldConnection
 from mhc_train.diagnostics.observation import Backward, Crossing, Observation
@@ -19,7 +20,7 @@ from mhc_train.foreign.model import ForeignModel
 BASIS = "text"
 SEQUENCE = 256
 AGREED = 1e-3
-"""How far maps by our code may be from those of the model's own, before what is declared of it counts as wrong."""
+"""How far our maps, and streams written by them, may be from the model's own before what is declared is wrong."""
 MODULES = {"attn_hc": "self_attn", "ffn_hc": "mlp"}
 """What transformers calls hyper-connections in a layer, and the sublayers that they belong to."""
 
@@ -32,6 +33,8 @@ class _Seen(NamedTuple):
     matrix: Tensor | None
     x: Tensor
     output: Tensor
+    after: Tensor
+    """The streams after the sublayer."""
 
 
 def observe_on_text(
@@ -57,13 +60,13 @@ def observe_on_text(
     blocks = text if isinstance(text, Tensor) else _encoded(Path(path), text, tokens)
     model = _load(path)
     with torch.enable_grad():
-        seen, last, loss = _run(model, blocks[: max(1, tokens // (blocks.shape[1] - 1))], len(foreign.names))
-    crossings = _crossings(foreign, seen, _gradients(loss, seen, last))
+        seen, loss = _run(model, blocks[: max(1, tokens // (blocks.shape[1] - 1))], len(foreign.names))
+    crossings = _crossings(foreign, seen, _gradients(loss, seen))
     return Observation(
         names=foreign.names,
         crossings=crossings,
         basis=BASIS,
-        last=_tokens(last),
+        last=_tokens(seen[-1].after),
         loss=loss.item(),
         guarantees=foreign.guarantees,
     )
@@ -79,6 +82,7 @@ def _load(path: str) -> nn.Module:
         ) from error
     if not Path(path).is_dir():
         raise ConfigError(f"{path} is no folder: download the model before it is run on text.")
+    transformers.utils.logging.disable_progress_bar()
     try:
         model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except (ValueError, OSError, KeyError, ImportError) as error:
@@ -95,8 +99,9 @@ def _encoded(folder: Path, text: Path, tokens: int) -> Tensor:
     if not file.is_file():
         raise DataError(f"{folder}: it has no tokenizer.json, so that text cannot be made its tokens.")
     try:
-        # Eight characters a token are more than any text has.
-        content = text.open(encoding="utf-8").read(8 * (tokens + SEQUENCE + 1))
+        with text.open(encoding="utf-8") as stream:
+            # More characters a token than any text has.
+            content = stream.read(16 * (tokens + SEQUENCE + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{text} cannot be read as text: {error}.") from error
     ids = torch.tensor(Tokenizer.from_file(str(file)).encode(content).ids)
@@ -107,8 +112,8 @@ def _encoded(folder: Path, text: Path, tokens: int) -> Tensor:
     return torch.stack([ids[first : first + length + 1] for first in range(0, count * length, length)])
 
 
-def _run(model: nn.Module, blocks: Tensor, sublayers: int) -> tuple[list[_Seen], Tensor, Tensor]:
-    """One forward pass: every sublayer in order, the streams after the last, and the loss in nats a token."""
+def _run(model: nn.Module, blocks: Tensor, sublayers: int) -> tuple[list[_Seen], Tensor]:
+    """One forward pass: every sublayer in order, and the loss in nats a token."""
     inputs: list[tuple[Tensor, ...]] = []
     outputs: list[Tensor] = []
     ends: list[Tensor] = []
@@ -132,11 +137,12 @@ def _run(model: nn.Module, blocks: Tensor, sublayers: int) -> tuple[list[_Seen],
             f"{sublayers}: it cannot be observed on text. Leave the text out to measure it on sampled inputs."
         )
     loss = F.cross_entropy(logits.float().flatten(0, 1), blocks[:, 1:].flatten())
+    after = [*(streams for streams, *_ in inputs[1:]), *ends]
     seen = [
-        _Seen(streams, made[0], made[1] if len(made) == 3 else None, made[-1], output)
-        for (streams, *made), output in zip(inputs, outputs, strict=True)
+        _Seen(streams, made[0], made[1] if len(made) == 3 else None, made[-1], *rest)
+        for (streams, *made), *rest in zip(inputs, outputs, after, strict=True)
     ]
-    return seen, ends[0], loss
+    return seen, loss
 
 
 def _first(made: Any) -> Tensor:
@@ -155,8 +161,8 @@ class _Gradients(NamedTuple):
     after: Tensor
 
 
-def _gradients(loss: Tensor, seen: list[_Seen], last: Tensor) -> list[_Gradients]:
-    streams = [*(what.streams for what in seen), last]
+def _gradients(loss: Tensor, seen: list[_Seen]) -> list[_Gradients]:
+    streams = [*(what.streams for what in seen), seen[-1].after]
     others = [[what.post, what.x, *([] if what.matrix is None else [what.matrix])] for what in seen]
     found = iter(torch.autograd.grad(loss, [*streams, *(part for parts in others for part in parts)]))
     at_streams = [next(found) for _ in streams]
@@ -180,7 +186,7 @@ def _crossing(
     with torch.enable_grad():
         maps = connection.maps(leaf)
     their_maps = Maps(maps.pre.detach(), what.post.detach(), _ours(foreign, what.matrix, maps.res.detach()))
-    _agree(foreign, name, maps, their_maps)
+    _agree(foreign, name, maps, their_maps, what)
     at_res = _ours(foreign, gradients.matrix, torch.zeros_like(maps.res))
     made = Maps((gradients.x.unsqueeze(-2) * leaf.detach()).sum(-1), gradients.post, at_res)
     mixing = connection.mixing(leaf.detach())
@@ -211,12 +217,17 @@ def _ours(foreign: ForeignModel, matrix: Tensor | None, instead: Tensor) -> Tens
     return matrix.detach().mT if foreign.family.transposed else matrix.detach()
 
 
-def _agree(foreign: ForeignModel, name: str, ours: Maps, theirs: Maps) -> None:
-    apart = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
-    if not apart <= AGREED:
+def _agree(foreign: ForeignModel, name: str, ours: Maps, theirs: Maps, what: _Seen) -> None:
+    """Refuse a declaration that the model's own maps, or the streams that it writes, contradict."""
+    maps = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+    with torch.no_grad():
+        written = kernels.write(what.streams, what.output, theirs.post, theirs.res)
+        streams = ((written - what.after).abs().max() / what.after.abs().max()).item()
+    if not max(maps, streams) <= AGREED:
         raise CheckpointError(
-            f"{foreign.source}: at {name} the model's own maps are up to {apart:.2g} away from those that are declared "
-            f"for {foreign.family.title} ({foreign.convention}). It is another family, or another version of it."
+            f"{foreign.source}: at {name} the model's own maps are up to {maps:.2g}, and the streams that it writes up "
+            f"to {streams:.2g}, away from what is declared of {foreign.family.title} ({foreign.convention}). It is "
+            "another family, or another version of it."
         )
 
 

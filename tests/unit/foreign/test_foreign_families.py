@@ -223,7 +223,9 @@ def test_read_out_weights_of_the_biases(tmp_path: Path) -> None:
         folder, tensors = checkpoint(tmp_path / family, family)
         facts = open_foreign(str(folder)).facts
         assert facts["read_out"] == "gated"
-        np.testing.assert_allclose(facts["read_out_weights_of_biases"], sigmoid(tensors[base].numpy()) + 1e-6, rtol=1e-5)
+        np.testing.assert_allclose(
+            facts["read_out_weights_of_biases"], sigmoid(tensors[base].numpy()) + 1e-6, rtol=1e-5
+        )
 
 
 def test_native_saved_and_in_memory_names_are_the_same_model(tmp_path: Path) -> None:
@@ -343,7 +345,9 @@ def test_lacking_tensors_are_named(tmp_path: Path) -> None:
     tensors = tensors_of("deepseek_v4")
     del tensors["layers.1.hc_ffn_scale"], tensors["layers.0.hc_attn_fn"]
     folder = save(tmp_path, tensors, CHECKPOINTS["deepseek_v4"][2])
-    with pytest.raises(CheckpointError, match=r"layers.0.attention \(fn, scale, base\), layers.1.feedforward \(scale\)"):
+    with pytest.raises(
+        CheckpointError, match=r"layers.0.attention \(fn, scale, base\), layers.1.feedforward \(scale\)"
+    ):
         open_foreign(str(folder))
 
 
