@@ -114,3 +114,52 @@ def checkpoint(folder: Path, family: str, shards: int = 1, **how: Any) -> tuple[
     """A family's checkpoint with its config.json, and its tensors."""
     tensors = tensors_of(family, **how)
     return save(folder, tensors, CHECKPOINTS[family][2], shards), tensors
+
+
+def write_sparse(folder: Path, layers: int, width: int, decoy: int) -> int:
+    """A checkpoint in DeepSeek-V4's native names, a shard a layer, each with `decoy` bytes that no disk holds.
+
+    Odd layers are in bfloat16. Returns the bytes of the hyper-connections that the main path consists of.
+    """
+    folder.mkdir(parents=True)
+    config = {"model_type": "deepseek_v4", "hidden_size": width, "num_hidden_layers": layers} | V4_CONFIG
+    (folder / "config.json").write_text(json.dumps(config))
+    places: dict[str, str] = {}
+    size = 0
+    for layer in range(layers):
+        file = f"model-{layer + 1:05}-of-{layers:05}.safetensors"
+        tensors = _v4_layer(layer, width)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        if layer == layers - 1:
+            tensors |= {"hc_head_fn": torch.zeros(N, N * width), "hc_head_base": torch.zeros(N)}
+        places |= dict.fromkeys([*tensors, f"layers.{layer}.ffn.experts"], file)
+        _write_shard(folder / file, f"layers.{layer}.ffn.experts", decoy, tensors)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return size + 4 * N
+
+
+def _v4_layer(layer: int, width: int) -> dict[str, Tensor]:
+    generator, dtype = torch.Generator().manual_seed(layer), (torch.float32, torch.bfloat16)[layer % 2]
+    shapes = {"fn": (MIXED, N * width), "base": (MIXED,), "scale": (3,)}
+    return {
+        f"layers.{layer}.hc_{place}_{part}": (normal(generator, *shape) * shape[-1] ** -0.5).to(dtype)
+        for place in ("attn", "ffn")
+        for part, shape in shapes.items()
+    }
+
+
+def _write_shard(path: Path, decoy_name: str, decoy: int, tensors: Mapping[str, Tensor]) -> None:
+    """The decoy first, as a hole; it is one of bytes."""
+    header: dict[str, Any] = {decoy_name: {"dtype": "F8_E4M3", "shape": [decoy], "data_offsets": [0, decoy]}}
+    end = decoy
+    for name, tensor in tensors.items():
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16"}[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + decoy)
+        stream.seek(0, 2)
+        for tensor in tensors.values():
+            stream.write(tensor.flatten().view(torch.uint8).numpy().tobytes())
