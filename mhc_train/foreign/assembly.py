@@ -64,7 +64,7 @@ def assemble(files: TensorFiles, config: Mapping[str, Any], family: Family) -> F
 def _main_path(sites: Sites, family: Family, config: Mapping[str, Any], source: str) -> Sites:
     """The sublayers of the layers that config.json counts, all of them; later ones predict further tokens."""
     counted = settings(config).get("num_hidden_layers")
-    layers = counted if isinstance(counted, int) else 1 + max(layer for layer, _ in sites)
+    layers = counted if isinstance(counted, int) and counted > 0 else 1 + max(layer for layer, _ in sites)
     path: list[Site] = [(layer, place) for layer in range(layers) for place in ("attention", "feedforward")]
     lacks = [
         f"layers.{layer}.{place} ({', '.join(missing)})"
@@ -108,8 +108,10 @@ def _connection_config(family: Family, n: int, config: Mapping[str, Any], source
     known = settings(config)
     values = {key: known.get(theirs, default) for key, (theirs, default) in family.keys.items()}
     for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise CheckpointError(f"{source}/config.json: {family.keys[key][0]} = {value!r} is not a number from 0 on.")
+        least = 1 if key == "iterations" else 0
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+            theirs = family.keys[key][0]
+            raise CheckpointError(f"{source}/config.json: {theirs} = {value!r} is not a number from {least} on.")
     order = OTHER_ORDER[family.order] if family.transposed else family.order
     values |= family.constants
     if "iterations" in values:

@@ -41,9 +41,9 @@ class Family:
     """The parts that, one after another, are the k biases."""
     streams_key: str | None = None
     """The key of config.json that is n."""
-    keys: dict[str, tuple[str, float]] = field(default_factory=dict)
+    keys: dict[str, tuple[str, int | float]] = field(default_factory=dict)
     """By our key of a connection: theirs in config.json, and the value where it is absent."""
-    constants: dict[str, float] = field(default_factory=dict)
+    constants: dict[str, int | float] = field(default_factory=dict)
     """By our key of a connection: a value that no config.json changes."""
     model_types: tuple[str, ...] = ()
     """What config.json calls models of this family; empty where the tensors' names alone tell it."""

@@ -1,36 +1,19 @@
 """Where other people's checkpoints lie, a folder or the Hugging Face Hub: which files there are, and parts of them."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from mhc_train.data.retry import Retry
 from mhc_train.errors import CheckpointError, DataError
 
 PATIENCE = Retry(attempts=3, first_delay=0.5, advice="Check the network, or name a folder that has been downloaded.")
 API_SECONDS, READ_SECONDS = 3, 30
+Result = TypeVar("Result")
 HUB_NAME = re.compile(r"(?:hf://)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-
-
-class Store(Protocol):
-    """Files of one checkpoint."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    def files(self) -> dict[str, int | None]:
-        """Names of its files, without those of folders inside it, each with its size in bytes if that is known."""
-
-    def read_range(self, file: str, start: int, end: int | None) -> bytes:
-        """The bytes from `start` to before `end`, or to the last one.
-
-        Raises:
-            CheckpointError: they cannot be had.
-        """
 
 
 @dataclass(frozen=True)
@@ -46,11 +29,15 @@ class Folder:
 
     @cached_property
     def files(self) -> dict[str, int | None]:
-        """What lies in it; a link that leads nowhere does not."""
+        """What lies in it, without folders, each with its size in bytes."""
         return {path.name: path.stat().st_size for path in sorted(self.path.iterdir()) if path.is_file()}
 
     def read_range(self, file: str, start: int, end: int | None) -> bytes:
-        """Read these bytes and no others."""
+        """The bytes from `start` to before `end`, or to the last one.
+
+        Raises:
+            CheckpointError: they cannot be had.
+        """
         try:
             with (self.path / file).open("rb", buffering=0) as stream:
                 stream.seek(start)
@@ -73,15 +60,11 @@ class Hub:
 
     @cached_property
     def files(self) -> dict[str, int | None]:
-        """What the Hub lists."""
-        return {
-            file.rfilename: getattr(file, "size", None)
-            for file in self._info.siblings or []
-            if "/" not in file.rfilename
-        }
+        """What the Hub lists, without folders; of sizes it says nothing."""
+        return {file.rfilename: None for file in self._info.siblings or [] if "/" not in file.rfilename}
 
     def read_range(self, file: str, start: int, end: int | None) -> bytes:
-        """Ask for these bytes and no others."""
+        """As a folder's, by a request for these bytes alone."""
         return self._patiently(lambda: self._fetch(file, start, end), f"{self.name}/{file}")
 
     @cached_property
@@ -106,13 +89,16 @@ class Hub:
         content: bytes = answer.content
         return content
 
-    def _patiently(self, attempt: Any, what: str) -> Any:
+    def _patiently(self, attempt: Callable[[], Result], what: str) -> Result:
         try:
             return PATIENCE.call(attempt, what)
         except DataError as error:
             raise CheckpointError(str(error)) from error
         except Exception as error:  # the Hub's client has errors of its own
             raise CheckpointError(f"{what} cannot be read: {type(error).__name__}: {error}.") from error
+
+
+Store = Folder | Hub
 
 
 def open_store(target: str) -> Store:
