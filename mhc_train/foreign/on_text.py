@@ -218,17 +218,23 @@ def _ours(foreign: ForeignModel, matrix: Tensor | None, instead: Tensor) -> Tens
 
 
 def _agree(foreign: ForeignModel, name: str, ours: Maps, theirs: Maps, what: _Seen) -> None:
-    """Refuse a declaration that the model's own maps, or the streams that it writes, contradict."""
-    maps = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+    """Refuse a declaration that the model's own maps, or what it reads and writes, contradict."""
     with torch.no_grad():
+        read = kernels.read(what.streams, theirs.pre)
         written = kernels.write(what.streams, what.output, theirs.post, theirs.res)
-        streams = ((written - what.after).abs().max() / what.after.abs().max()).item()
+        maps = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+        streams = max(_apart(read, what.x), _apart(written, what.after))
     if not max(maps, streams) <= AGREED:
         raise CheckpointError(
-            f"{foreign.source}: at {name} the model's own maps are up to {maps:.2g}, and the streams that it writes up "
+            f"{foreign.source}: at {name} the model's own maps are up to {maps:.2g}, and what it reads and writes up "
             f"to {streams:.2g}, away from what is declared of {foreign.family.title} ({foreign.convention}). It is "
             "another family, or another version of it."
         )
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest entry."""
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 def _at_logits(mixer: nn.Module, logits: Tensor, at_res: Tensor) -> Tensor:

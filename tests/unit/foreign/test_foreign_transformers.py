@@ -165,11 +165,19 @@ def test_what_is_seen_on_text_is_measured(tmp_path: Path, make: Callable[..., nn
     assert all("energy_gain" in row and "gradient_energy_gain" in row for row in document["sublayers"])
 
 
-@pytest.mark.parametrize("wrong", [{"transposed": False}, {"order": "columns_first"}])
+@pytest.mark.parametrize(
+    ("wrong", "model"),
+    [
+        ({"transposed": False}, {}),
+        ({"order": "columns_first"}, {}),
+        ({"constants": {"read_eps": 0.1}}, {}),
+        ({"keys": {}}, {"rms_norm_eps": 0.1}),
+    ],
+)
 def test_wrong_declaration_is_caught_by_the_model_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict, model: dict
 ) -> None:
-    folder = saved(deepseek_v4(), tmp_path)
+    folder = saved(deepseek_v4(**model), tmp_path)
     monkeypatch.setitem(FAMILIES, "deepseek_v4", replace(FAMILIES["deepseek_v4"], **wrong))
     with pytest.raises(CheckpointError, match="away from what is declared of DeepSeek-V4"):
         observe_on_text(folder, 24, token_ids(2, 13))
