@@ -129,11 +129,11 @@ class ForeignModel:
         projected: Tensor | None = None
         for maps, logits in mapped:
             own = maps.pre
-            crossings.append(_crossing(maps._replace(pre=self.reads(own, projected)), logits))
+            crossings.append(_crossing(maps._replace(pre=self._reads(own, projected)), logits))
             projected = own
         return Observation(self.names, crossings, basis, guarantees=self.guarantees)
 
-    def reads(self, own: Tensor, projected: Tensor | None) -> Tensor:
+    def _reads(self, own: Tensor, projected: Tensor | None) -> Tensor:
         """The read weights of a sublayer that projects `own`, after one that projected `projected`.
 
         In a single pass they are the earlier ones, and stream 0 alone for the first sublayer.
