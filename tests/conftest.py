@@ -5,7 +5,7 @@ import torch
 from hypothesis import settings
 
 # Everything whose annotations state shapes. Must come before the first import of mhc_train.
-SHAPED = ("mixers", "connections", "model", "diagnostics", "training.step", "data.packing")
+SHAPED = ("mixers", "connections", "model", "diagnostics", "foreign", "training.step", "data.packing")
 jaxtyping.install_import_hook([f"mhc_train.{name}" for name in SHAPED], "beartype.beartype")
 torch.set_num_threads(1)
 settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)

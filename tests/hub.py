@@ -17,13 +17,15 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT, NEWER = "c0ffee" * 6 + "beef", "decade" * 6 + "cafe"
 STATUS = {"429": 429, "502": 502, "503": 503}
-API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+)(/(?P<kind>revision|tree)/(?P<revision>[^/]+))?/?(?P<under>.*)")
-RESOLVE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+API = re.compile(
+    r"/api/(?:datasets|models)/(?P<name>[^/]+/[^/]+)(/(?P<kind>revision|tree)/(?P<revision>[^/]+))?/?(?P<under>.*)"
+)
+RESOLVE = re.compile(r"(?:/datasets)?/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
 @dataclass
 class Repository:
-    """A data set, and what becomes of its requests."""
+    """A data set or a model, and what becomes of its requests."""
 
     files: dict[str, bytes]
     newer: dict[str, bytes] | None = None
@@ -49,7 +51,7 @@ def in_a_row(pattern: str, *kinds: str | None) -> Callable[[str], str | None]:
 
 
 class Hub(ThreadingHTTPServer):
-    """Data sets by their names."""
+    """Data sets and models by their names."""
 
     daemon_threads = True
 

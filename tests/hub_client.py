@@ -1,4 +1,4 @@
-"""Run as a process of its own by `hub.ask`: opens corpora or runs commands, and prints what came of each as JSON."""
+"""Run as a process of its own by `hub.ask`: opens corpora and models, runs commands, and prints what came of each."""
 
 import contextlib
 import io
@@ -28,6 +28,14 @@ def read(config: dict[str, Any], batches: int) -> dict[str, Any]:
     }
 
 
+def foreign(target: str, tokens: int, seconds: float | None = None) -> dict[str, Any]:
+    from mhc_train.foreign import open_foreign, stores
+
+    stores.READ_SECONDS = seconds or stores.READ_SECONDS
+    model = open_foreign(target)
+    return {"facts": model.facts, "res": model.observe(tokens).crossings[-1].res.tolist()}
+
+
 def command(arguments: list[str]) -> dict[str, Any]:
     from mhc_train.cli.app import main
 
@@ -49,7 +57,10 @@ def done(job: dict[str, Any]) -> dict[str, Any]:
     pauses.clear()
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
         try:
-            outcome = command(job["command"]) if "command" in job else read(job["config"], job["batches"])
+            if "foreign" in job:
+                outcome = foreign(job.pop("foreign"), **job)
+            else:
+                outcome = command(job["command"]) if "command" in job else read(job["config"], job["batches"])
         except Exception as error:
             outcome = {"error": f"{type(error).__name__}: {error}"}
     return outcome | {"said": said.getvalue(), "pauses": list(pauses)}
