@@ -202,7 +202,7 @@ def _crossing(
         output=_tokens(what.output),
         backward=Backward(
             after=_tokens(gradients.after),
-            branch=_tokens(maps.pre.unsqueeze(-1) * gradients.x.unsqueeze(-2)),
+            read=_tokens(gradients.x),
             coefficients=_tokens(coefficients),
             total=_tokens(gradients.streams),
             logits=None if mixing is None else _tokens(_at_logits(*mixing, at_res)),

@@ -142,7 +142,8 @@ def test_three_ways_of_the_gradient_add_up_to_autograds(tmp_path: Path, make: Ca
     observation = observe_on_text(saved(make(), tmp_path), 24, token_ids(2, 13))
     for crossing in observation.crossings:
         back = crossing.backward
-        ways = crossing.res.mT @ back.after + back.branch + back.coefficients
+        branch = crossing.pre.unsqueeze(-1) * back.read.unsqueeze(-2)
+        ways = crossing.res.mT @ back.after + branch + back.coefficients
         torch.testing.assert_close(ways, back.total, atol=1e-6 * back.total.abs().max().item(), rtol=1e-4)
         assert back.coefficients.abs().max() > 0
 
