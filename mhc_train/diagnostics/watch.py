@@ -30,12 +30,13 @@ class Glance(NamedTuple):
 
 def glance(rows: int, stride: int, index: int, state: State, x: Tensor, output: Tensor) -> Glance:
     """An observer, once `rows` and `stride` are given: every `stride`-th token of the first `rows` sequences."""
+    streams, output, *maps = (_some(part, rows, stride) for part in (state.streams, output, *(state.maps or ())))
+    return Glance(streams, output, tuple(maps))
 
-    def some(values: Tensor) -> Tensor:
-        # A copy: a view would keep the whole tensor, which recomputation is there to let go.
-        return values.detach()[:rows, ::stride].flatten(0, 1).clone()
 
-    return Glance(some(state.streams), some(output), tuple(some(part) for part in state.maps or ()))
+def _some(values: Tensor, rows: int, stride: int) -> Tensor:
+    # A copy: a view would keep the whole tensor, which recomputation is there to let go.
+    return values.detach()[:rows, ::stride].flatten(0, 1).clone()
 
 
 class Watch:
