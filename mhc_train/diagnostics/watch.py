@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhc_train.connections import Path, State
+from mhc_train.diagnostics.measurement import finite
 from mhc_train.diagnostics.observation import Crossing, Observation
 from mhc_train.model import Transformer
 
@@ -108,7 +109,10 @@ def _crossing(what: Glance, logits: Tensor | None, initial: Tensor) -> Crossing:
 
 
 def line(document: dict[str, Any]) -> dict[str, Any]:
-    """A measurement document short enough for thousands: without texts and matrices over the depth, six digits."""
+    """A measurement document short enough for thousands: without texts and matrices over the depth, six digits.
+
+    Whatever is not finite is null.
+    """
     short: dict[str, Any] = _shortened(document)
     for curve, whole in (("forward", -1), ("backward", 0)):
         entries = short["composite"][curve]
@@ -124,4 +128,4 @@ def _shortened(value: Any) -> Any:
         return {key: _shortened(part) for key, part in value.items() if key not in LEFT_OUT}
     if isinstance(value, list):
         return [_shortened(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return finite(float(f"{value:.6g}")) if isinstance(value, float) else value

@@ -1,6 +1,7 @@
 """A training step that is looked through: the same numbers as any measurement, and nothing else about it changes."""
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -174,3 +175,14 @@ def test_a_line_has_the_same_numbers_to_six_digits_and_no_more_than_it_must() ->
     whole = (short["composite"]["forward"][-1], short["composite"]["backward"][0])
     assert all(entry.keys() >= {"mean_map", "entropy"} for entry in whole)
     assert "mean_map" not in short["composite"]["forward"][0] and "mean_maps" in short["sublayers"][0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_breaks_is_seen_too(value: float) -> None:
+    model = random_model("mhc")
+    with torch.no_grad():
+        model.feedforward[0].down.weight[0, 0] = value
+    short = line(looked(model, "mhc"))
+    json.dumps(short, allow_nan=False)
+    assert short["loss"] is None
+    assert [row["energy_out"]["max"] is None for row in short["sublayers"]] == [False, True, True, True]
