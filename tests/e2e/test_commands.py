@@ -114,6 +114,18 @@ def test_two_stops_and_resumes_equal_one_straight_run(tmp_path: Path, monkeypatc
     assert status[0]["order_fingerprint"] == status[1]["order_fingerprint"]
 
 
+def test_what_is_looked_at_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    for name, *arguments in (("seen", LOOKING), ("unseen", "diagnostics=none")):
+        (tmp_path / name).mkdir()
+        run = fitted(monkeypatch, tmp_path / name, *arguments)
+        assert (run / "diagnostics" / "watch.jsonl").exists() == (name == "seen")
+        lines.append(
+            [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_json_lines(run / "metrics.jsonl")]
+        )
+    assert lines[0] == lines[1]
+
+
 def test_only_some_keys_may_change_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
