@@ -1,6 +1,7 @@
 """Pictures of one measurement of the residual path: some of its maps, and its course over the depth."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ COMPOSITES: tuple[Curve, ...] = (
 )
 STREAMS: tuple[Curve, ...] = (
     ("energy after the sublayer, mean", "sublayers", "energy_out", "mean"),
-    ("share of differences before it, median", "sublayers", "stream_difference", "median"),
+    ("share of differences, median", "sublayers", "stream_difference", "median"),
 )
 LEAST_SPAN = (0.5, 2.0)
 """What the axis of composites shows at least, so that rounding does not look like a course."""
@@ -54,14 +55,22 @@ def _maps(line: Line) -> Figure | None:
     return figure
 
 
-def _map(axes: Axes, title: str, matrix: list[list[float]]) -> None:
-    limit = max(1.0, *(abs(entry) for row in matrix for entry in row))
-    axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit)
+def _map(axes: Axes, title: str, matrix: list[list[float | None]]) -> None:
+    """Null, which is what was not finite, stays white."""
+    limit = max([1.0, *(abs(entry) for row in matrix for entry in row if entry is not None)])
+    axes.imshow(
+        [[math.nan if entry is None else entry for entry in row] for row in matrix],
+        cmap="RdBu",
+        vmin=-limit,
+        vmax=limit,
+    )
     axes.set(title=title, xlabel="sends", ylabel="receives", xticks=[], yticks=[])
     if len(matrix) <= MOST_NUMBERS:
         for i, row in enumerate(matrix):
             for j, entry in enumerate(row):
-                axes.text(j, i, f"{entry:.2f}", ha="center", va="center", color="w" if abs(entry) > limit / 2 else "k")
+                if entry is not None:
+                    colour = "w" if abs(entry) > limit / 2 else "k"
+                    axes.text(j, i, f"{entry:.2f}", ha="center", va="center", color=colour)
 
 
 def _profile(line: Line) -> Figure | None:
