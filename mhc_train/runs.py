@@ -38,6 +38,11 @@ class Run:
         return self.path / "diagnostics" / "measurements.jsonl"
 
     @property
+    def watch(self) -> Path:
+        """One JSON line a training step that was looked through."""
+        return self.path / "diagnostics" / "watch.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints are kept."""
         return self.path / "checkpoints"
@@ -78,9 +83,15 @@ class Run:
         write_text(self.config, config_yaml)
         write_text(self.path / "overrides.txt", typed + "".join(f"{override}\n" for override in overrides))
 
-    def truncate(self, step: int) -> None:
-        """Drop the lines of steps after `step`, which a resumed run will write anew."""
-        for path in (self.metrics, self.measurements):
+    def truncate(self, step: int, taken: int | None = None) -> None:
+        """Drop the lines that a resumed run will write anew.
+
+        Args:
+            step: the last one whose metrics and measurements stay.
+            taken: the last one that was taken, whose own line of a look stays; `step` if it is not another.
+        """
+        last = {self.metrics: step, self.measurements: step, self.watch: step if taken is None else taken}
+        for path, step in last.items():
             if path.exists():
                 kept = [json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step]
                 write_text(path, "".join(kept))

@@ -234,6 +234,10 @@ class DiagnosticsConfig:
     """Steps between measurements; the start and the end are always measured. 0 switches all off."""
     tokens: int = 1024
     """Validation tokens that a measurement looks at; rounded down to whole sequences, at least one."""
+    watch_every: int = 100
+    """Training steps between looks at the path through their own forward pass, without gradients; 0 for none."""
+    watch_tokens: int = 256
+    """Training tokens that a look takes in: the first whole sequences, or as many at even distances in the first."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mhc_train.training.unfinished import newest_first
 STEPS = 12
 SETTINGS = (f"train.steps={STEPS}", "train.save_every=3", "train.eval_every=4", "diagnostics.every=5", "model.layers=1",
             "train.batch_tokens=128", "data.validation_tokens=128", "diagnostics.tokens=32", "train.keep_checkpoints=3",
-            "train.sample_tokens=2")  # fmt: skip
+            "diagnostics.watch_every=2", "diagnostics.watch_tokens=24", "train.sample_tokens=2")  # fmt: skip
 TIMINGS = ("tokens_per_second", "data_wait")
 
 
@@ -73,7 +73,7 @@ def differences(one: Place, other: Place) -> str | None:
         return f"status: {one.status}"
     if one.lines() != other.lines():
         return f"metrics.jsonl: {one.lines()}"
-    for name in ("diagnostics/measurements.jsonl", "samples.json"):
+    for name in ("diagnostics/measurements.jsonl", "diagnostics/watch.jsonl", "samples.json"):
         if (one.run / name).read_bytes() != (other.run / name).read_bytes():
             return name
     found, expected = load_checkpoint(one.run), load_checkpoint(other.run)

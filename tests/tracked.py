@@ -43,11 +43,20 @@ def write_metrics(run: Run, *steps: int) -> None:
         append_json_line(run.metrics, {"step": step, "tokens": 10 * step, "train_loss": 1 / (step + 1)})
 
 
-def write_measurement(run: Run, step: int) -> None:
-    """A line with everything that becomes a curve; the forward gain is the step."""
+def measured(step: int, sublayers: int = 1) -> dict[str, Any]:
+    """What a measurement must have to become curves, and where there are several sublayers pictures too."""
     gain = {"max": float(step), "median": 0.5}
     row = dict.fromkeys(
         ("forward_gain", "backward_gain", "difference_gain", "energy_gain", "gradient_energy_gain"), gain
     )
-    document = {"sublayers": [row | {"name": "layers.0", "energy_out": {"mean": 2.0}}]}
-    append_json_line(run.measurements, {"step": step} | document | {"composite": {"forward": [row], "backward": [row]}})
+    more = {"energy_out": {"mean": 2.0}}
+    if sublayers > 1:
+        more["mean_maps"] = {"res": [[0.9, 0.1], [0.1, 0.9]]}
+    rows = [row | more | {"name": f"layers.{index}"} for index in range(sublayers)]
+    composites = [row | {"mean_map": [[0.5, 0.5], [0.5, 0.5]]}] * sublayers
+    return {"step": step, "sublayers": rows, "composite": {"forward": composites, "backward": composites}}
+
+
+def write_measurement(run: Run, step: int) -> None:
+    """A line with everything that becomes a curve; the forward gain is the step."""
+    append_json_line(run.measurements, measured(step))

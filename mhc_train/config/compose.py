@@ -62,7 +62,8 @@ RESUMABLE = (
     "train.keep_every", "train.async_save", "train.on_save_error", "train.on_nonfinite", "train.skip_limit",
     "train.divergence", "train.time_limit", "train.time_margin", "train.parallel", "train.shard_size",
     "train.sample_tokens", "train.device", "train.threads", "train.micro_batch", "train.compile", "train.recompute",
-    "diagnostics.every", "diagnostics.tokens", "data.cache_dir", "data.workers", "data.retries", "data.prepared",
+    "diagnostics.every", "diagnostics.tokens", "diagnostics.watch_every", "diagnostics.watch_tokens",
+    "data.cache_dir", "data.workers", "data.retries", "data.prepared",
     "data.path", "data.on_error", "tracker.kind", "tracker.mode", "tracker.project",
     "tracker.timeout",
 )  # fmt: skip

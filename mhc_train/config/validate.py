@@ -30,15 +30,15 @@ POSITIVE = (
     "data.shuffle_block", "data.lanes", "data.retries",
     "data.validation_tokens", "optim.lr", "optim.eps", "train.steps", "train.batch_tokens",
     "train.micro_batch", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.log_every",
-    "diagnostics.tokens", "connection.write_multiplier", "connection.block",
+    "diagnostics.tokens", "diagnostics.watch_tokens", "connection.write_multiplier", "connection.block",
     "connection.norm_eps", "tracker.timeout",
 )  # fmt: skip
 
 NOT_NEGATIVE = (
     "seed", "data.seed", "optim.weight_decay", "optim.warmup_steps", "optim.grad_clip", "train.threads",
     "train.sample_tokens", "train.keep_every", "train.skip_limit", "train.divergence", "train.time_limit",
-    "train.time_margin", "train.shard_size", "diagnostics.every", "connection.eps", "connection.read_eps",
-    "connection.write_eps", "connection.beta", "connection.first_layer",
+    "train.time_margin", "train.shard_size", "diagnostics.every", "diagnostics.watch_every", "connection.eps",
+    "connection.read_eps", "connection.write_eps", "connection.beta", "connection.first_layer",
 )  # fmt: skip
 
 

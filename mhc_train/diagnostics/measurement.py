@@ -35,7 +35,7 @@ def measure(observation: Observation) -> dict[str, Any]:
         "streams": maps[0].shape[-1],
         "tokens": maps[0].shape[0],
         "basis": observation.basis,
-        "loss": observation.loss,
+        "loss": None if observation.loss is None else finite(observation.loss),
         "sublayers": _sublayers(observation, maps),
         "composite": {
             "forward": _curve(observation.names, maps, forward_composites),
@@ -50,7 +50,7 @@ def halves(observation: Observation) -> dict[str, Any]:
     maps = [crossing.res.double() for crossing in observation.crossings]
     middle = max(1, len(maps) // 2)
     parts = {"first": maps[:middle], "second": maps[middle:] or maps, "whole": maps}
-    return {name: forward_composites(part)[-1].mean(0).tolist() for name, part in parts.items()}
+    return {name: entries(forward_composites(part)[-1].mean(0)) for name, part in parts.items()}
 
 
 def spans(observation: Observation) -> dict[str, list[list[float | None]]]:
@@ -76,7 +76,7 @@ def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, A
         {"index": index, "name": name}
         | summarise(_of_maps(crossing, H) | _of_signal(crossing, H, streams) | _of_gradient(crossing, H))
         | {"of_token_means": _of_mean(H.mean(0)), "promises": kept(observation.guarantees, crossing, H)}
-        | {"mean_maps": {key: getattr(crossing, key).mean(0).tolist() for key in ("pre", "post", "res")}}
+        | {"mean_maps": {key: entries(getattr(crossing, key).mean(0)) for key in ("pre", "post", "res")}}
         for index, (name, crossing, H, streams) in enumerate(rows)
     ]
 
@@ -144,7 +144,7 @@ def _curve(
         {"index": index, "name": name}
         | summarise(measures(P))
         | {"of_token_means": _of_mean(mean)}
-        | {"mean_map": P.mean(0).tolist()}
+        | {"mean_map": entries(P.mean(0))}
         for index, (name, P, mean) in enumerate(rows)
     ]
 
@@ -173,3 +173,8 @@ def statistics(values: Tensor) -> dict[str, float | None]:
 def finite(number: float) -> float | None:
     """The number, if JSON has it."""
     return number if math.isfinite(number) else None
+
+
+def entries(values: Tensor) -> list[Any]:
+    """A tensor's entries as nested lists, each if JSON has it."""
+    return [entries(row) if values.ndim > 1 else finite(row.item()) for row in values]

@@ -1,6 +1,6 @@
 """Observes a model of ours: one forward and one backward pass over fixed tokens."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,12 @@ from mhc_train.model import Transformer
 TEXT = "validation tokens"
 
 
-class _Seen(NamedTuple):
-    """What the model hands out of a sublayer, still part of the graph."""
+@dataclass(frozen=True)
+class _Seen:
+    """What the model hands out of a sublayer, still part of the graph.
+
+    No tuple: in those, a sharded model puts views of its own in the place of tensors, outside of the graph.
+    """
 
     state: State
     x: Tensor

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from mhc_train.connections import Path, build_path
+from mhc_train.schema import ConnectionConfig, ModelConfig
+
 STD = 0.02
 # Projections that write to the residual path; their scale falls with depth so that its variance does not grow.
 WRITES = (".output.weight", ".down.weight")
@@ -25,6 +28,16 @@ def initialise_backbone(model: nn.Module, seed: int, sublayers: int) -> None:
         std = STD / math.sqrt(sublayers) if name.endswith(WRITES) else STD
         with torch.no_grad():
             parameter.normal_(0, std, generator=_generator(seed, name))
+
+
+def initial_path(model: ModelConfig, connection: ConnectionConfig, seed: int) -> Path:
+    """The residual path that a model of that seed begins with, on the CPU; the same every time.
+
+    Raises:
+        ValueError: the connection or its mixer is not defined for this configuration.
+    """
+    with seeded(seed):
+        return build_path(connection, model.dim, 2 * model.layers)
 
 
 @contextlib.contextmanager

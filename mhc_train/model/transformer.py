@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mhc_train.connections import State, build_path
+from mhc_train.connections import State
 from mhc_train.model.attention import Attention, document_mask, rotation_table
 from mhc_train.model.feedforward import FeedForward
-from mhc_train.model.initialise import initialise_backbone, seeded
+from mhc_train.model.initialise import initial_path, initialise_backbone
 from mhc_train.schema import ConnectionConfig, ModelConfig
 
 Observer = Callable[[int, State, Tensor, Tensor], Any]
@@ -52,8 +52,7 @@ class Transformer(nn.Module):
         self.attention = nn.ModuleList(Attention(model) for _ in range(model.layers))
         self.feedforward = nn.ModuleList(FeedForward(model) for _ in range(model.layers))
         self.norms = nn.ModuleList(nn.RMSNorm(model.dim, eps=model.norm_eps) for _ in range(self.sublayers))
-        with seeded(seed):
-            self.path = build_path(connection, model.dim, self.sublayers)
+        self.path = initial_path(model, connection, seed)
         self.final_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
         self.head = None if model.tie_embeddings else nn.Linear(model.dim, vocab_size, bias=False)
         table = rotation_table(model.max_seq_len, model.dim // model.heads, model.rope_theta)

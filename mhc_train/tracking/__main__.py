@@ -48,6 +48,7 @@ def _send(run: Run, over: Callable[[float], bool], tell: Callable[[str], None]) 
             lambda identity: start_wandb(config, run.path, document, identity, tell),
             over,
             process_deadline(config.timeout, tell),
+            tell,
         )
 
 

@@ -1,5 +1,6 @@
 """Tracking services: what one must offer, and Weights & Biases."""
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ class Service(Protocol):
     def log(self, step: int, values: Values) -> None:
         """Hand over the values of a step."""
 
+    def draw(self, step: int, pictures: dict[str, bytes]) -> None:
+        """Hand over pictures of the step whose values came last: PNG files by name."""
+
     def finish(self) -> None:
         """Return when everything handed over is safe."""
 
@@ -38,6 +42,14 @@ class WeightsAndBiases:
     def log(self, step: int, values: Values) -> None:
         """Hand over the values of a step; W&B keeps them in memory and uploads or writes them when it likes."""
         self._run.log(values, step=step)
+
+    def draw(self, step: int, pictures: dict[str, bytes]) -> None:
+        """Hand over pictures of the step; W&B adds them to its values."""
+        import wandb
+        from PIL import Image
+
+        images = {name: wandb.Image(Image.open(io.BytesIO(file))) for name, file in pictures.items()}
+        self._run.log(images, step=step)
 
     def finish(self) -> None:
         """Return when all is uploaded, or, offline, on the disk."""

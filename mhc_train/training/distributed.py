@@ -94,7 +94,7 @@ class Parallel:
     """Its parameters are distributed tensors if it is sharded."""
     wrapped: Any
     """What exchanges the gradients: the model itself, or the wrapper of torch."""
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[..., Any]
     """What a step calls: `wrapped`, or its compiled form."""
 
     @property

@@ -143,7 +143,8 @@ def _go_back(run: Run, config: Config, checkpoint: Checkpoint, overrides: Sequen
     for later in set_aside(run.checkpoints, after=checkpoint.state["step"]):
         say(f"{later.name} is kept as {later.name}{ASIDE} until that step is saved again, or `checkpoint prune`.")
     # A checkpoint of a training that was stopped amid a validation comes before its own step's line.
-    run.truncate(checkpoint.state.get("reported", checkpoint.state["step"]))
+    taken = checkpoint.state["step"]
+    run.truncate(checkpoint.state.get("reported", taken), taken)
     run.amend(to_yaml(config), overrides)
 
 

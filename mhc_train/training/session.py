@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mhc_train.checkpoints import Snapshot
+from mhc_train.connections import Path
 from mhc_train.console import say
 from mhc_train.data import Corpus, State, merged
 from mhc_train.diagnostics import measure, observe
+from mhc_train.diagnostics.watch import Watch, line
 from mhc_train.errors import NumericsError, StorageError
 from mhc_train.files import append_json_line, sync, write_json
+from mhc_train.model.initialise import initial_path
 from mhc_train.runs import Run
 from mhc_train.schema import Config
 from mhc_train.tracking import Tracker
@@ -60,6 +64,18 @@ class Session:
         self.guard = Guard(hold=self.config.train.on_nonfinite == "stop")
         self.results = Results(late=1 if self.device.device.type == "cuda" else 0)
 
+    @cached_property
+    def initial(self) -> Path:
+        """The residual path as it was before training, also where that began long ago."""
+        path = initial_path(self.config.model, self.config.connection, self.config.seed)
+        return path.requires_grad_(False).to(self.device.device)
+
+    @cached_property
+    def watch(self) -> Watch:
+        """What looks through the forward pass of a step."""
+        tokens, seq_len = self.config.diagnostics.watch_tokens, self.config.data.seq_len
+        return Watch(self.parallel.model, tokens, seq_len, self.initial)
+
     @property
     def first(self) -> bool:
         """Whether this rank writes and talks."""
@@ -76,6 +92,7 @@ class Session:
         self._anneal(progression.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optim, progression.step, steps)
+        watch = self.watch if self._is_watched(progression.step + 1) else None
         result: StepResult = take_step(
             self.parallel,
             self.optimizer,
@@ -84,11 +101,19 @@ class Session:
             config.train.micro_batch,
             self.device,
             config.optim.grad_clip,
+            watch,
         )
         progression.step += 1
         progression.tokens += config.train.batch_tokens
+        if watch is not None:
+            append_json_line(self.run.watch, {"step": progression.step} | line(measure(watch.observation())))
         self.results.add(progression.step, result, batch)
         self.settle(self.results.late)
+
+    def _is_watched(self, step: int) -> bool:
+        """Whether this rank looks through the forward pass of a step: the first one does, for all."""
+        every = self.config.diagnostics.watch_every
+        return self.first and every > 0 and step % every == 0
 
     def _anneal(self, step: int) -> None:
         self.parallel.model.path.anneal(step / max(1, self.config.train.steps - 1))
@@ -158,7 +183,7 @@ class Session:
     def measure(self) -> None:
         """Measure the residual path on the first validation tokens and write it down."""
         rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
-        document = measure(observe(self.parallel.model, self.corpus.validation.blocks[:rows]))
+        document = measure(observe(self.parallel.model, self.corpus.validation.blocks[:rows], self.initial))
         if self.first:
             append_json_line(self.run.measurements, {"step": self.progression.step} | document)
 
@@ -209,7 +234,7 @@ class Session:
 
     def _flush(self) -> None:
         """What a checkpoint counts as written must survive a power cut as it does."""
-        for path in (self.run.metrics, self.run.measurements):
+        for path in (self.run.metrics, self.run.measurements, self.run.watch):
             if self.first and path.exists():
                 sync(path)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mhc_train.diagnostics.watch import Watch
 from mhc_train.training.device import Device
 from mhc_train.training.distributed import Parallel, whole
 
@@ -52,12 +53,13 @@ def take_step(
     micro_batch: int,
     device: Device,
     grad_clip: float,
+    watch: Watch | None = None,
 ) -> StepResult:
     """Update the model on one global batch, of which `batch` is this rank's share, unless the guard refuses.
 
-    All ranks see the same loss and norm, and so refuse alike.
+    All ranks see the same loss and norm, and so refuse alike. A `watch` looks through the first micro-batch.
     """
-    loss = accumulate_gradients(parallel, batch, micro_batch, device)
+    loss = accumulate_gradients(parallel, batch, micro_batch, device, watch)
     norm = whole(torch.nn.utils.clip_grad_norm_(parallel.model.parameters(), grad_clip or float("inf")))
     # The fused optimizer leaves parameters, moments and step count alone where this is 1: the host need not know.
     optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -69,7 +71,11 @@ def take_step(
 
 
 def accumulate_gradients(
-    parallel: Parallel, batch: Int[Tensor, "batch seq_plus_1"], micro_batch: int, device: Device
+    parallel: Parallel,
+    batch: Int[Tensor, "batch seq_plus_1"],
+    micro_batch: int,
+    device: Device,
+    watch: Watch | None = None,
 ) -> Float[Tensor, ""]:
     """Backpropagate the mean loss over all tokens of all ranks, `micro_batch` sequences at a time; returns it."""
     world = parallel.ranks.world
@@ -78,7 +84,12 @@ def accumulate_gradients(
     parts = batch.split(micro_batch)
     for number, part in enumerate(parts, 1):
         with parallel.synchronising(number == len(parts)):
-            loss = token_losses(parallel.forward, device.put(part), device).sum() / tokens
+            looking = watch if number == 1 else None
+            forward = looking.through(parallel.forward) if looking else parallel.forward
+            losses = token_losses(forward, device.put(part), device)
+            if looking:
+                looking.note(losses.view(len(part), -1))
+            loss = losses.sum() / tokens
             (loss * world).backward()  # exchanged gradients are averages over the ranks
         total += loss.detach()
     return parallel.summed(total)

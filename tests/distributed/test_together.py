@@ -17,6 +17,7 @@ from tiny import overrides, write_corpus
 from mhc_train.checkpoints import load_checkpoint
 from mhc_train.config.compose import compose
 from mhc_train.errors import DataError
+from mhc_train.files import read_json_lines
 from mhc_train.model import Transformer
 from mhc_train.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from mhc_train.training import step as steps
@@ -80,6 +81,28 @@ def test_two_processes_train_as_one(kind: str, recompute: str, place: Path, stra
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4)
     assert load_checkpoint(run).sharded == (kind != "ddp")
+
+
+@pytest.mark.parametrize(("kind", "recompute"), [("ddp", "none"), ("fsdp", "1")])
+def test_the_first_of_two_processes_looks_through_its_steps(
+    kind: str, recompute: str, place: Path, straight: Path
+) -> None:
+    more = (
+        f"train.parallel={kind}",
+        f"train.recompute={recompute}",
+        "diagnostics.watch_every=3",
+        "diagnostics.every=0",
+    )
+    found = together(place, 2, command("fit", *overrides(place), *MORE, *more))
+    assert [end.code for end in found] == [0, 0], found[0].err + found[1].err
+    run = only_run(place)
+    assert_alike(run, only_run(straight))
+    looks = read_json_lines(run / "diagnostics" / "watch.jsonl")
+    assert [line["step"] for line in looks] == [3, 6, 9, 12]
+    assert {(line["tokens"], line["basis"]) for line in looks} == {(64, "training tokens")}
+    # Its tokens are some of the step's, whose mean loss all processes agree on.
+    losses = {line["step"]: line["train_loss"] for line in metrics(run) if "train_loss" in line}
+    assert all(abs(line["loss"] - losses[line["step"]]) < 0.5 for line in looks if line["step"] in losses)
 
 
 @pytest.mark.parametrize("kinds", [("ddp", "none", "ddp"), ("fsdp", "none", "fsdp"), ("ddp", "fsdp", "none")])

@@ -78,8 +78,11 @@ def test_write_multiplier_ends_where_it_should(tmp_path: Path, monkeypatch: pyte
             assert tensors[f"path.connections.{index}.write_multiplier"].item() == pytest.approx(expected)
 
 
+LOOKING = "diagnostics.watch_every=1"
+
+
 def test_two_stops_and_resumes_equal_one_straight_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = fitted(monkeypatch, tmp_path / "a") if (tmp_path / "a").mkdir() is None else None
+    straight = fitted(monkeypatch, tmp_path / "a", LOOKING) if (tmp_path / "a").mkdir() is None else None
     assert straight is not None
     (tmp_path / "b").mkdir()
     stop_at = {3, 5}  # between logged steps, evaluations and saves
@@ -92,7 +95,7 @@ def test_two_stops_and_resumes_equal_one_straight_run(tmp_path: Path, monkeypatc
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(progress.Progress, "update", stopping)
-    assert run_command(monkeypatch, "fit", *overrides(tmp_path / "b")) == 75
+    assert run_command(monkeypatch, "fit", *overrides(tmp_path / "b"), LOOKING) == 75
     run = only_run(tmp_path / "b")
     assert json.loads((run / "status.json").read_text())["status"] == "stopped"
     assert run_command(monkeypatch, "fit", "--resume", str(run)) == 75
@@ -105,8 +108,22 @@ def test_two_stops_and_resumes_equal_one_straight_run(tmp_path: Path, monkeypatc
     lines = [read_json_lines(path / "metrics.jsonl") for path in (straight, run)]
     without_timings = [[{k: v for k, v in line.items() if k not in TIMINGS} for line in part] for part in lines]
     assert without_timings[0] == without_timings[1]
+    looks = [(path / "diagnostics" / "watch.jsonl").read_bytes() for path in (straight, run)]
+    assert looks[0] == looks[1] and looks[0].count(b"\n") == 8
     status = [json.loads((path / "status.json").read_text()) for path in (straight, run)]
     assert status[0]["order_fingerprint"] == status[1]["order_fingerprint"]
+
+
+def test_what_is_looked_at_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    for name, *arguments in (("seen", LOOKING), ("unseen", "diagnostics=none")):
+        (tmp_path / name).mkdir()
+        run = fitted(monkeypatch, tmp_path / name, *arguments)
+        assert (run / "diagnostics" / "watch.jsonl").exists() == (name == "seen")
+        lines.append(
+            [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_json_lines(run / "metrics.jsonl")]
+        )
+    assert lines[0] == lines[1]
 
 
 def test_only_some_keys_may_change_on_resume(

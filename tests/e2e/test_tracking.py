@@ -11,7 +11,7 @@ from tiny import overrides, run_command
 from tracked import Server
 
 from mhc_train.files import read_json_lines
-from mhc_train.tracking.curves import measurement
+from mhc_train.tracking.curves import measurement, watched
 
 TRACKED = ("tracker=wandb", "tracker.mode=online", "tracker.timeout=1")
 
@@ -44,21 +44,40 @@ def test_a_training_that_fails_beside_a_failing_tracker_says_its_own_reason(
 
 
 def test_wandb_offline_holds_what_the_files_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offline = ("tracker=wandb", "tracker.mode=offline", "train.steps=6")
+    offline = ("tracker=wandb", "tracker.mode=offline", "train.steps=6", "diagnostics.watch_every=3")
     assert run_command(monkeypatch, "fit", *overrides(tmp_path), *offline) == 0
     run = only_run(tmp_path)
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=8") == 0
     found: dict[int, dict[str, Any]] = {}
+    pictures: dict[int, set[str]] = {}
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for step, values in history(file):
             assert step not in found
-            found[step] = values
+            pictures[step] = {name for name in PICTURES if drawn(file, name, values)}
+            found[step] = {name: value for name, value in values.items() if not name.startswith(PARTS)}
     expected: dict[int, dict[str, Any]] = {}
     for line in read_json_lines(run / "metrics.jsonl"):
         expected[line["step"]] = {name: value for name, value in line.items() if name != "step"}
     for line in read_json_lines(run / "diagnostics" / "measurements.jsonl"):
         expected[line["step"]] |= measurement(line)
-    assert found == expected and list(found) == [0, 2, 4, 6, 8]
+    for line in read_json_lines(run / "diagnostics" / "watch.jsonl"):
+        expected.setdefault(line["step"], {}).update(watched(line))
+    assert found == expected and list(found) == [0, 2, 3, 4, 6, 8]
+    of_measurements, of_looks = {"maps", "profile"}, {"watch/maps", "watch/profile"}
+    both = of_measurements | of_looks
+    assert pictures == {0: of_measurements, 2: set(), 3: of_looks, 4: of_measurements, 6: both, 8: of_measurements}
+
+
+PICTURES = ("maps", "profile", "watch/maps", "watch/profile")
+PARTS = tuple(f"{name}." for name in PICTURES)
+
+
+def drawn(file: Path, name: str, values: dict[str, Any]) -> bool:
+    """Whether a picture is in the history, and lies beside it."""
+    if values.get(f"{name}._type") != "image-file":
+        return False
+    content = (file.parent / "files" / values[f"{name}.path"]).read_bytes()
+    return content.startswith(b"\x89PNG") and len(content) == values[f"{name}.size"]
 
 
 def history(file: Path) -> list[tuple[int, dict[str, Any]]]:

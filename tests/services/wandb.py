@@ -5,6 +5,7 @@ front keeps the line. What is logged arrives one call later, as with a service t
 """
 
 import atexit
+import hashlib
 import json
 import os
 import threading
@@ -36,6 +37,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+class Image:
+    """What would be uploaded: kept in the directory by its hash."""
+
+    def __init__(self, picture: Any) -> None:
+        meet("image")
+        content = repr(picture.size).encode() + picture.tobytes()
+        self.line = {"image": hashlib.sha256(content).hexdigest(), "size": picture.size}
+
+
 class Run:
     def __init__(self, mode: str, identity: str, directory: Path) -> None:
         sessions = len(list((directory / "wandb").glob("*"))) if mode == "offline" else 0
@@ -48,8 +58,11 @@ class Run:
         self.starting_step = max((line["step"] for line in lines(self.file)), default=-1) + 1
         self.underway: list[dict[str, Any]] = []
 
-    def log(self, values: dict[str, float], step: int) -> None:
+    def log(self, values: dict[str, Any], step: int) -> None:
         meet("log")
+        if self.underway and self.underway[-1]["step"] == step:  # what belongs to one step comes together
+            self.underway[-1] |= {name: image.line for name, image in values.items()}
+            return
         if not self.offline:
             self.arrive()
         self.underway.append({"step": step} | values)

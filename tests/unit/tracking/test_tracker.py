@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import Server, new_run, write_measurement, write_metrics
+from tracked import Server, measured, new_run, write_measurement, write_metrics
 
 from mhc_train.files import append_json_line, read_json_lines
 from mhc_train.runs import Run
@@ -117,6 +117,35 @@ def test_a_service_that_is_gone_for_good_costs_a_bounded_end_and_one_message(
     assert err.count("W&B fails") + err.count("W&B does not answer") == 1
     assert "has not confirmed 3 steps" in err and f"python -m mhc_train.tracking {run.path}" in err
     assert steps(read_json_lines(run.metrics)) == [0, 1, 2]
+
+
+def test_pictures_come_with_their_step(tmp_path: Path, server: Server) -> None:
+    run = new_run(tmp_path)
+    append_json_line(run.watch, measured(1, sublayers=3))
+    write_metrics(run, 1, 2)
+    append_json_line(run.measurements, measured(2, sublayers=2))
+    SendingTracker(run, BOUND, quickly).finish()
+    first, second = server.received(run)
+    assert first.keys() >= {"train_loss", "watch/forward_gain/layers.2", "watch/maps", "watch/profile"}
+    assert second.keys() >= {"train_loss", "forward_gain/layers.1", "maps", "profile"}
+    assert first["watch/maps"]["size"][0] > second["maps"]["size"][0]  # a map more
+
+
+@pytest.mark.parametrize("fault", ["always image refuse", "broken map"])
+def test_a_picture_that_fails_loses_no_number(
+    fault: str, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path)
+    server.script(fault)
+    for step in range(3):
+        line = measured(step, sublayers=2)
+        if fault == "broken map":
+            line["sublayers"][0]["mean_maps"]["res"] = [[1.0, 0.0], [1.0]]
+        append_json_line(run.watch, line)
+    SendingTracker(run, BOUND, quickly).finish()
+    assert [line["watch/forward_gain/layers.1"] for line in server.received(run)] == [0, 1, 2]
+    assert not any("watch/maps" in line for line in server.received(run))
+    assert capsys.readouterr().err.count("No pictures go to W&B") == 1
 
 
 def test_an_end_in_the_middle_of_a_hanging_call_does_not_wait_for_it(
