@@ -1,6 +1,8 @@
 """Observes a model of ours: one forward and one backward pass over fixed tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +11,14 @@ from torch import Tensor
 
 from mhc_train.connections import Connection, Maps, Path, State
 from mhc_train.diagnostics.observation import Backward, Crossing, Observation
+from mhc_train.mixers import Mixer
 from mhc_train.model import Transformer
 
 TEXT = "validation tokens"
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What the model hands out of a sublayer, still part of the graph.
-
-    No tuple: in those, a sharded model puts views of its own in the place of tensors, outside of the graph.
-    """
+class _Seen(NamedTuple):
+    """What passes a sublayer, still part of the graph."""
 
     state: State
     x: Tensor
@@ -52,14 +51,25 @@ def observe(
         basis: what the tokens are, in words.
     """
     blocks = blocks.to(model.rotation.device)
+    everything: list[_Seen] = []
     with torch.enable_grad():
-        logits, (*seen, end) = model(blocks[:, :-1], observe=lambda _, *what: _Seen(*what))
+        # Kept here, not returned: a sharded model replaces the tensors that it returns by others.
+        logits, _ = model(blocks[:, :-1], observe=lambda _, *what: everything.append(_Seen(*what)))
+        *seen, end = everything
         loss = F.cross_entropy(logits.float().flatten(0, 1), blocks[:, 1:].flatten())
-        backward = _backward(model, loss, seen, end)
-    crossings = [
-        _crossing(model.path[index], what, returned, None if initial is None else initial[index])
-        for index, (what, returned) in enumerate(zip(seen, backward, strict=True))
-    ]
+        totals, reads, made = _through_all(loss, seen, end)
+        with _whole(model):
+            crossings = [
+                _crossing(
+                    model.path[index],
+                    what,
+                    None if initial is None else initial[index],
+                    totals[index : index + 2],
+                    at_x,
+                    at_maps,
+                )
+                for index, (what, at_x, at_maps) in enumerate(zip(seen, reads, made, strict=True))
+            ]
     return Observation(
         names=list(model.sublayer_names()),
         crossings=crossings,
@@ -71,34 +81,31 @@ def observe(
     )
 
 
-def _backward(model: Transformer, loss: Tensor, seen: list[_Seen], end: _Seen) -> list[Backward]:
-    """How the loss's gradient passes every sublayer: one pass through the whole model, then a local one each."""
+@contextmanager
+def _whole(model: Transformer) -> Iterator[None]:
+    """Where a model is sharded, the path's parameters are gathered inside, as they are in its own passes."""
+    if not hasattr(model, "unshard"):
+        yield
+        return
+    sharded: Any = model
+    sharded.unshard()
+    yield
+    sharded.reshard()
+
+
+def _through_all(loss: Tensor, seen: list[_Seen], end: _Seen) -> tuple[list[Tensor], list[Tensor], list[Maps]]:
+    """The loss's gradient at the streams before every sublayer and at the end, at its input, and at the maps."""
     streams = [*(what.state.streams for what in seen), end.state.streams]
     inputs = [what.x for what in seen]
-    coefficients = [part for what in seen for part in what.own]
-    found = _gradients([loss], [*streams, *inputs, *coefficients])
-    totals, found = found[: len(streams)], found[len(streams) :]
-    reads, found = found[: len(inputs)], found[len(inputs) :]
-    made = [Maps(*found[first : first + 3]) for first in range(0, len(found), 3)]
-    return [
-        Backward(
-            after=_tokens(totals[index + 1]),
-            read=_tokens(reads[index]),
-            coefficients=_tokens(_gradients(list(what.own), [what.state.streams], list(made[index]))[0]),
-            total=_tokens(totals[index]),
-            logits=_at_logits(model.path[index], what, made[index].res),
-        )
-        for index, what in enumerate(seen)
-    ]
+    found = iter(_gradients([loss], [*streams, *inputs, *(part for what in seen for part in what.own)]))
+    totals, reads = [next(found) for _ in streams], [next(found) for _ in inputs]
+    return totals, reads, [Maps(next(found), next(found), next(found)) for _ in seen]
 
 
-def _at_logits(connection: Connection, what: _Seen, at_res: Tensor) -> Tensor | None:
+def _at_logits(mixer: Mixer, logits: Tensor, at_res: Tensor) -> Tensor:
     """The gradient at the mixer's logits: the mixer alone, run again on them."""
-    mixing = connection.mixing(what.state.streams.detach())
-    if mixing is None:
-        return None
-    mixer, logits = mixing[0], mixing[1].detach().requires_grad_()
-    return _tokens(_gradients([mixer(logits)], [logits], [at_res])[0])
+    leaf = logits.detach().requires_grad_()
+    return _gradients([mixer(leaf)], [leaf], [at_res])[0]
 
 
 def _gradients(outputs: list[Tensor], inputs: list[Tensor], upstream: list[Tensor] | None = None) -> list[Tensor]:
@@ -119,7 +126,15 @@ def _gradients(outputs: list[Tensor], inputs: list[Tensor], upstream: list[Tenso
     return found
 
 
-def _crossing(connection: Connection, what: _Seen, backward: Backward, initial: Connection | None) -> Crossing:
+def _crossing(
+    connection: Connection,
+    what: _Seen,
+    initial: Connection | None,
+    at_streams: list[Tensor],
+    at_x: Tensor,
+    at_maps: Maps,
+) -> Crossing:
+    """One sublayer, from what was seen of it and the loss's gradient at all that it touches."""
     streams = what.state.streams.detach()
     with torch.no_grad():
         mixing = connection.mixing(streams)
@@ -132,7 +147,13 @@ def _crossing(connection: Connection, what: _Seen, backward: Backward, initial: 
         initial=None if start is None else _tokens(start),
         streams=_tokens(streams),
         output=_tokens(what.output),
-        backward=backward,
+        backward=Backward(
+            after=_tokens(at_streams[1]),
+            read=_tokens(at_x),
+            coefficients=_tokens(_gradients(list(what.own), [what.state.streams], list(at_maps))[0]),
+            total=_tokens(at_streams[0]),
+            logits=None if mixing is None else _tokens(_at_logits(*mixing, at_maps.res)),
+        ),
     )
 
 
