@@ -175,6 +175,15 @@ def finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def rounded(value: Any) -> Any:
+    """A document, or a part of one, with the six digits that are read: thousands of them are kept in files."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return finite(float(f"{value:.6g}")) if isinstance(value, float) else value
+
+
 def entries(values: Tensor) -> list[Any]:
     """A tensor's entries as nested lists, each if JSON has it."""
     return [entries(row) if values.ndim > 1 else finite(row.item()) for row in values]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhc_train.connections import Path, State
-from mhc_train.diagnostics.measurement import finite
+from mhc_train.diagnostics.measurement import rounded
 from mhc_train.diagnostics.observation import Crossing, Observation
 from mhc_train.model import Transformer
 
@@ -113,7 +113,7 @@ def line(document: dict[str, Any]) -> dict[str, Any]:
 
     Whatever is not finite is null.
     """
-    short: dict[str, Any] = _shortened(document)
+    short: dict[str, Any] = rounded(_shortened(document))
     for curve, whole in (("forward", -1), ("backward", 0)):
         entries = short["composite"][curve]
         short["composite"][curve] = [
@@ -126,6 +126,4 @@ def line(document: dict[str, Any]) -> dict[str, Any]:
 def _shortened(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _shortened(part) for key, part in value.items() if key not in LEFT_OUT}
-    if isinstance(value, list):
-        return [_shortened(part) for part in value]
-    return finite(float(f"{value:.6g}")) if isinstance(value, float) else value
+    return [_shortened(part) for part in value] if isinstance(value, list) else value

@@ -16,6 +16,7 @@ from mhc_train.connections import Path
 from mhc_train.console import say
 from mhc_train.data import Corpus, State, merged
 from mhc_train.diagnostics import measure, observe
+from mhc_train.diagnostics.measurement import rounded
 from mhc_train.diagnostics.watch import Watch, line
 from mhc_train.errors import NumericsError, StorageError
 from mhc_train.files import append_json_line, sync, write_json
@@ -183,9 +184,11 @@ class Session:
     def measure(self) -> None:
         """Measure the residual path on the first validation tokens and write it down."""
         rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
-        document = measure(observe(self.parallel.model, self.corpus.validation.blocks[:rows], self.initial))
+        step = self.progression.step
+        start = self.initial if step else None  # before the first step nothing can have moved
+        document = measure(observe(self.parallel.model, self.corpus.validation.blocks[:rows], start))
         if self.first:
-            append_json_line(self.run.measurements, {"step": self.progression.step} | document)
+            append_json_line(self.run.measurements, {"step": step} | rounded(document))
 
     def asked_to_stop(self, own: Reason = Reason.NONE) -> Reason:
         """Why all ranks are to stop now, agreed by them; `own` is what this one has besides signals and time."""

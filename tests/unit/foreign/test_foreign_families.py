@@ -355,3 +355,19 @@ def test_config_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, tensors_of("deepseek_v4"), CHECKPOINTS["deepseek_v4"][2] | {"hc_eps": "small"})
     with pytest.raises(CheckpointError, match="hc_eps = 'small' is not a number"):
         open_foreign(str(folder))
+
+
+def test_what_is_drawn_is_measured_and_judged(tmp_path: Path) -> None:
+    document = measure(open_foreign(str(checkpoint(tmp_path, "deepseek_v4", size=12.0)[0])).observe(64))
+    verdicts = {law["law"]: law["verdict"] for law in document["laws"]}
+    assert verdicts["declared"] == verdicts["time_symmetry"] == "ok" and verdicts["convergence"] == "fail"
+    assert verdicts["distinct_streams"] == verdicts["dead_mixer"] == "not applicable"
+    assert "energy_out" not in document["sublayers"][0] and document["sublayers"][0]["logit_range"]["max"] > 12
+
+
+def test_the_verdict_tells_the_wrong_orientation(tmp_path: Path) -> None:
+    files = TensorFiles(Folder(checkpoint(tmp_path, "deepseek_v4", size=12.0)[0]))
+    model = assemble(files, files.json("config.json"), replace(DEEPSEEK_V4, transposed=False))
+    law = next(law for law in measure(model.observe(64))["laws"] if law["law"] == "declared")
+    assert law["verdict"] == "fail" and law["evidence"]["measure"] == "error of time_symmetry"
+    assert law["worst"] in model.names and "orientation" in law["advice"]
