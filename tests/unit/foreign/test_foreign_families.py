@@ -11,6 +11,7 @@ from foreign_files import CHECKPOINTS, LAYERS, WIDTH, N, checkpoint, save, tenso
 from oracle import Array, rms_norm, sigmoid
 from torch import Tensor
 
+from mhc_train.diagnostics import measure
 from mhc_train.diagnostics.maps import column_error, row_error
 from mhc_train.errors import CheckpointError, ConfigError
 from mhc_train.foreign import FAMILIES, open_foreign
