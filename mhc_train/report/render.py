@@ -43,6 +43,7 @@ def to_markdown(document: dict[str, Any]) -> str:
 def _view(document: dict[str, Any]) -> dict[str, Any]:
     """Everything that both pages show, in words and tables."""
     names = [arm["name"] for arm in document["arms"]]
+    measured = [(arm["name"], arm["measurements"][-1] if arm["measurements"] else None) for arm in document["arms"]]
     return {
         "document": document,
         "title": f"Report on {names[0]}" if len(names) == 1 else f"Comparison of {named(names)}",
@@ -53,8 +54,8 @@ def _view(document: dict[str, Any]) -> dict[str, Any]:
         "agreement": tables.agreement(document["requirements"]),
         "results": tables.results(document),
         "differences": tables.differences(document),
-        "laws": tables.laws_table(document),
-        "path": tables.path_numbers(document),
+        "laws": tables.laws_table("Laws of the residual path at the last measurement", measured),
+        "path": tables.path_numbers("The residual path in numbers, at the last measurement", measured),
         "samples": tables.samples(document["arms"]),
         "config_differences": tables.config_differences(document),
         "config_shared": tables.keys("Keys that all arms share", document["configuration"]["shared"]),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mhc_train.report.readings import largest
+from mhc_train.report.readings import judged, largest
 from mhc_train.report.words import FEW, MISSING, Number, counted, has, law_name, listed, loss, named, number, signed
 
 COLLAPSED, QUIET = 0.1, 1.1
@@ -86,10 +86,11 @@ def _step_time(arm: dict[str, Any]) -> float:
 
 def path_summary(arms: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Every arm's name and a few sentences on its residual path: gains, broken laws, what has become of the streams."""
-    return [(arm["name"], _path(arm["measurements"][-1] if arm["measurements"] else None)) for arm in arms]
+    return [(arm["name"], path(arm["measurements"][-1] if arm["measurements"] else None)) for arm in arms]
 
 
-def _path(measurement: dict[str, Any] | None) -> str:
+def path(measurement: dict[str, Any] | None) -> str:
+    """One residual path in a few sentences, the first of which goes on from its name."""
     if measurement is None:
         return "the residual path was not measured."
     if measurement["streams"] == 1:
@@ -103,7 +104,7 @@ def _path(measurement: dict[str, Any] | None) -> str:
 def _streams(measurement: dict[str, Any], gain: Number) -> list[str]:
     """What gains do not show: whether differences between streams survive, and whether there are any."""
     kept = measurement["composite"]["forward"][-1]["difference_gain"]["median"]
-    share = measurement["sublayers"][-1]["stream_difference"]["median"]
+    share = measurement["sublayers"][-1].get("stream_difference", {}).get("median")
     sentences = []
     if kept is not None:
         text = (
@@ -117,7 +118,8 @@ def _streams(measurement: dict[str, Any], gain: Number) -> list[str]:
     return sentences
 
 
-def _broken(laws: list[dict[str, Any]]) -> str:
+def _broken(rows: list[dict[str, Any]]) -> str:
+    laws = judged(rows)
     failed = [law_name(row["law"]) for row in laws if row["verdict"] == "fail"]
     warned = [law_name(row["law"]) for row in laws if row["verdict"] == "warn"]
     text = (

@@ -1,14 +1,13 @@
 """A comparison in tables: results, laws, the residual path in numbers, configurations, samples, commands."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mhc_train.report.page import Cell, Table
-from mhc_train.report.readings import largest
+from mhc_train.report.readings import NOT_MEASURED, PATH_NUMBERS, evidence, path_number
 from mhc_train.report.words import (
     MINUS,
-    Number,
     count,
     counted,
     law_name,
@@ -20,6 +19,9 @@ from mhc_train.report.words import (
     signed,
     times,
 )
+
+Measured = Sequence[tuple[str, dict[str, Any] | None]]
+"""Names, and what was measured of each residual path."""
 
 
 def requirements(document: dict[str, Any]) -> Table:
@@ -103,20 +105,17 @@ def _verdict(row: dict[str, Any]) -> str:
     return f"{row['b']} is {row['verdict']}" if row["verdict"] in ("lower", "higher") else row["verdict"]
 
 
-def laws_table(document: dict[str, Any]) -> Table | None:
-    """Laws by arms, at the last measurement."""
-    judged = {arm["name"]: arm["measurements"][-1]["laws"] for arm in document["arms"] if arm["measurements"]}
-    if not judged:
+def laws_table(caption: str, measured: Measured) -> Table | None:
+    """Laws by models; None if none was measured."""
+    laws = {name: measurement["laws"] for name, measurement in measured if measurement}
+    if not laws:
         return None
-    order = dict.fromkeys(row["law"] for laws in judged.values() for row in laws)
-    meanings = {row["law"]: row["meaning"] for laws in judged.values() for row in laws}
+    meanings = {row["law"]: row["meaning"] for rows in laws.values() for row in rows}
     rows = [
-        (Cell(law_name(law), meanings[law]), [_law_of(judged.get(arm["name"], []), law) for arm in document["arms"]])
-        for law in order
+        (Cell(law_name(law), meaning), [_law_of(laws.get(name, []), law) for name, _ in measured])
+        for law, meaning in meanings.items()
     ]
-    return Table(
-        "Laws of the residual path at the last measurement", [arm["name"] for arm in document["arms"]], rows, True
-    )
+    return Table(caption, [name for name, _ in measured], rows, arms=True)
 
 
 def _law_of(laws: list[dict[str, Any]], law: str) -> Cell:
@@ -126,71 +125,19 @@ def _law_of(laws: list[dict[str, Any]], law: str) -> Cell:
 
 def law_cell(row: dict[str, Any]) -> Cell:
     """A verdict with its evidence."""
-    evidence, declared = row["evidence"], row["declared"]
-    parts = []
-    if evidence:
-        parts.append(f"{evidence['measure'].replace('_', ' ')} {number(evidence['value'])} at {row['worst']}")
-    elif row["verdict"] == "fail":
-        parts.append("not finite anywhere")
-    if declared:
-        parts.append(_declared(declared))
-    return Cell(row["verdict"], "; ".join(parts), row["verdict"].replace(" ", "-"))  # fmt: skip
+    return Cell(row["verdict"], evidence(row), row["verdict"].replace(" ", "-"))
 
 
-def _declared(declared: dict[str, Any]) -> str:
-    tolerance, span = declared["tolerance"], declared["logit_range"]
-    text = f"declared to {number(tolerance, 1)}" if tolerance else "declared exact"
-    return text if span is None else f"{text} while logits span at most {number(span, 1)}"
-
-
-def path_numbers(document: dict[str, Any]) -> Table | None:
-    """A dozen numbers that sum up each residual path; None if none was measured."""
-    arms = document["arms"]
-    if not any(arm["measurements"] for arm in arms):
+def path_numbers(caption: str, measured: Measured) -> Table | None:
+    """A dozen numbers that sum up each residual path, as far as they are known; None if none was measured."""
+    if not any(measurement for _, measurement in measured):
         return None
-    rows = [(Cell(name, detail), [Cell(_measured(arm, read)) for arm in arms]) for name, detail, read in PATH_NUMBERS]
-    return Table("The residual path in numbers, at the last measurement", [arm["name"] for arm in arms], rows, True)
-
-
-def _measured(arm: dict[str, Any], read: Callable[[dict[str, Any]], Number]) -> str:
-    if not arm["measurements"]:
-        return "not measured"
-    measurement = arm["measurements"][-1]
-    value = read(measurement)
-    # One stream has no differences and no cosine: that is no numerical failure.
-    return "one stream" if value is None and measurement["streams"] == 1 else number(value)
-
-
-def _composite(way: str, measure: str) -> Callable[[dict[str, Any]], Number]:
-    return lambda measurement: largest(measurement["composite"][way], measure)
-
-
-def _sublayers(measure: str) -> Callable[[dict[str, Any]], Number]:
-    return lambda measurement: largest(measurement["sublayers"], measure)
-
-
-def _whole(measure: str) -> Callable[[dict[str, Any]], Number]:
-    return lambda measurement: measurement["composite"]["forward"][-1][measure]["median"]
-
-
-def _last(measure: str) -> Callable[[dict[str, Any]], Number]:
-    return lambda measurement: measurement["sublayers"][-1][measure]["median"]
-
-
-PATH_NUMBERS: tuple[tuple[str, str, Callable[[dict[str, Any]], Number]], ...] = (
-    ("streams", "", lambda measurement: measurement["streams"]),
-    ("composite forward gain", "largest over depth and tokens", _composite("forward", "forward_gain")),
-    ("composite backward gain", "largest over depth and tokens", _composite("backward", "backward_gain")),
-    ("composite log mass", "largest |log column sum|, sees leaks too", _composite("forward", "log_mass")),
-    ("composite difference gain", "whole depth, median token; 0 is collapse", _whole("difference_gain")),
-    ("composite effective rank", "whole depth, median token", _whole("effective_rank")),
-    ("sublayer forward gain", "largest over sublayers and tokens", _sublayers("forward_gain")),
-    ("sublayer backward gain", "largest over sublayers and tokens", _sublayers("backward_gain")),
-    ("energy gain of mixing", "largest over sublayers and tokens", _sublayers("energy_gain")),
-    ("share of energy in stream differences", "before the last sublayer, median token", _last("stream_difference")),
-    ("effective streams", "before the last sublayer, median token", _last("effective_streams")),
-    ("cosine between streams", "before the last sublayer, median token", _last("stream_cosine")),
-)  # fmt: skip
+    rows = [
+        (Cell(name, detail), [Cell(path_number(measurement, read)) for _, measurement in measured])
+        for name, detail, read in PATH_NUMBERS
+    ]
+    known = [(head, cells) for head, cells in rows if any(cell.text != NOT_MEASURED for cell in cells)]
+    return Table(caption, [name for name, _ in measured], known, arms=True)
 
 
 def config_differences(document: dict[str, Any]) -> Table:

@@ -113,6 +113,7 @@ DEPTH_CHARTS = {
         floor=FLOOR,
         several=True,
         demand=3,
+        statistics=("min", "median", "max"),
     ),
     "stream-difference": Depth(
         "How different the streams are",
@@ -124,6 +125,7 @@ DEPTH_CHARTS = {
         reference=None,
         floor=FLOOR,
         several=True,
+        statistics=("min", "median", "max"),
     ),
     "energy": Depth(
         "Energy of the streams over depth",
@@ -207,7 +209,7 @@ def by_statistic(key: str, plot: Depth, subject: Subject) -> Chart | None:
     ]
     if plot.dotted and lines:
         means = _points(plot, subject, lambda row: row["of_token_means"][plot.measure])
-        lines.append(Line("composite of token-mean maps", TOKEN_MEANS, *means))
+        lines.append(Line("of token-mean maps", TOKEN_MEANS, *means))
     lines = [line for line in lines if line.values]
     caption = plot.caption.format(lines="a line for each statistic over tokens")
     return over_sublayers(key, plot.title, caption, plot.label, lines, plot.reference, plot.demand) if lines else None

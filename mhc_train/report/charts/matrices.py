@@ -11,7 +11,8 @@ from mhc_train.report.charts.drawing import COLOURS, INK, Chart, svg
 from mhc_train.report.words import Number, Real
 
 Matrix = list[list[Number]]
-SIZE = (2.9, 2.9)
+SMALL = 4
+"""Streams up to which a matrix is drawn in the smallest size."""
 
 
 def heat_maps(document: dict[str, Any]) -> list[tuple[str, list[Chart]]]:
@@ -37,7 +38,12 @@ def heat_map(key: str, arm: str, title: str, matrix: Matrix) -> Chart:
     listed = "; ".join(_entries(row) for row in rows)
     text = f"Token-mean stream mixer of {arm}, {title}; rows receive, columns send. Rows, top to bottom: {listed}. "
     text += f"Row sums: {_entries(map(sum, rows))}. Column sums: {_entries(map(sum, zip(*rows, strict=True)))}."
-    return Chart(title, "", svg(key, f"{arm}: {title}", text, SIZE, lambda axes: _paint(axes, rows)))
+    return Chart(title, "", svg(key, f"{arm}: {title}", text, (_side(len(rows)),) * 2, lambda axes: _paint(axes, rows)))
+
+
+def _side(n: int) -> float:
+    """Inches in which n columns of four characters and their sums have room."""
+    return 2.9 if n <= SMALL else 0.5 * n + 0.9
 
 
 def _entries(values: Iterable[Real]) -> str:
@@ -47,7 +53,7 @@ def _entries(values: Iterable[Real]) -> str:
 def _paint(axes: Axes, rows: list[list[Any]]) -> None:
     """Cells whose opacity is the entry's size, so that zero is the page's own background; sums at the margins."""
     n = len(rows)
-    size = 10 if n <= 4 else 40 / n
+    size = 10 if n <= SMALL else 9
     strongest = max([1.0, *(abs(entry) for row in rows for entry in row if math.isfinite(entry))])
     for i, row in enumerate(rows):
         for j, entry in enumerate(row):
