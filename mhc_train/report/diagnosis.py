@@ -10,11 +10,11 @@ from mhc_train.report.charts import Chart, look
 from mhc_train.report.charts import diagnosis as charts
 from mhc_train.report.charts.depth import Subject
 from mhc_train.report.charts.ledgers import ledgers
-from mhc_train.report.page import SYMBOLS, Cell, Table, environment
+from mhc_train.report.page import Cell, Table, environment
 from mhc_train.report.readings import Document, advised, evidence, short_names
 from mhc_train.report.summary import path
 from mhc_train.report.tables import laws_table, path_numbers
-from mhc_train.report.words import counted, law_name, listed, loss, number, signed
+from mhc_train.report.words import SYMBOLS, counted, law_name, listed, loss, number, signed
 
 Subjects = Sequence[Subject]
 
@@ -108,7 +108,7 @@ def _laws(subjects: Subjects, prefix: str = "") -> list[Table | None]:
             [
                 Cell(row["verdict"], state=row["verdict"].replace(" ", "-")),
                 Cell(row["worst"] or ""),
-                Cell(evidence(row), _limits(row["evidence"])),
+                Cell(evidence(row, False), _limits(row["evidence"])),
                 Cell(row["meaning"]),
                 Cell(row["advice"] if advised(row) else ""),
             ],
@@ -119,11 +119,11 @@ def _laws(subjects: Subjects, prefix: str = "") -> list[Table | None]:
 
 
 def _limits(found: dict[str, Any] | None) -> str:
-    return (
-        f"{found['statistic']} over tokens; ok to {number(found['ok'])}, warns to {number(found['warn'])}"
-        if found
-        else ""
-    )
+    """The statistic that is judged and its limits; a law that is only graded has none between warning and failing."""
+    if not found:
+        return ""
+    text = f"{found['statistic']} over tokens; ok to {found['ok']:g}"
+    return text + (f", warns to {found['warn']:g}" if found["warn"] else "")
 
 
 def _advice(subjects: Subjects, prefix: str) -> Table | None:
@@ -232,7 +232,8 @@ def _sections(subjects: Subjects) -> list[Section]:
             "matrices",
             "Mixing matrices",
             "H_res averaged over tokens. Entry (i, j) is what stream i takes from stream j; row sums stand at the "
-            "right, column sums below; blue is positive, orange negative, deeper is larger, zero is the page's background.",
+            "right, column sums below; blue is positive, orange negative, deeper is larger, zero is the "
+            "page's background.",
             matrices=[(subject, charts.matrices(subject)) for subject in subjects],
         ),
         Section(

@@ -9,8 +9,6 @@ from markupsafe import Markup
 from mhc_train.report.charts.drawing import Chart, Omitted
 from mhc_train.report.words import fenced, markdown_text
 
-SYMBOLS = {"ok": "\u2713", "same": "\u2713", "warn": "!", "unknown": "?", "fail": "\u2717", "different": "\u2717"}
-
 
 @dataclass(frozen=True)
 class Cell:

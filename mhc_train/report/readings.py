@@ -44,12 +44,13 @@ def _end(parts: list[str], length: int) -> str:
     return "/".join(parts[-length - steps :])
 
 
-def evidence(row: dict[str, Any]) -> str:
-    """What a verdict rests on, and what the mixer declares."""
+def evidence(row: dict[str, Any], placed: bool = True) -> str:
+    """What a verdict rests on, where if `placed`, and what the mixer declares."""
     found, declared = row["evidence"], row["declared"]
     parts = []
     if found:
-        parts.append(f"{found['measure'].replace('_', ' ')} {number(found['value'])} at {row['worst']}")
+        place = f" at {row['worst']}" if placed else ""
+        parts.append(f"{found['measure'].replace('_', ' ')} {number(found['value'])}{place}")
     elif row["verdict"] == "fail":
         parts.append("not finite anywhere")
     if declared:
@@ -99,7 +100,7 @@ PATH_NUMBERS: tuple[tuple[str, str, Callable[[dict[str, Any]], Number]], ...] = 
     ("sublayer forward gain", "largest over sublayers and tokens", _sublayers("forward_gain")),
     ("sublayer backward gain", "largest over sublayers and tokens", _sublayers("backward_gain")),
     ("energy gain of mixing", "largest over sublayers and tokens", _sublayers("energy_gain")),
-    ("share of energy in stream differences", "before the last sublayer, median token", _last("stream_difference")),
-    ("effective streams", "before the last sublayer, median token", _last("effective_streams")),
-    ("cosine between streams", "before the last sublayer, median token", _last("stream_cosine")),
+    ("share of energy in stream differences", "after the last sublayer, median token", _last("stream_difference")),
+    ("effective streams", "after the last sublayer, median token", _last("effective_streams")),
+    ("cosine between streams", "after the last sublayer, median token", _last("stream_cosine")),
 )  # fmt: skip

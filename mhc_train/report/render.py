@@ -11,9 +11,9 @@ from typing import Any
 from mhc_train.files import write_json, write_text
 from mhc_train.report import charts, tables
 from mhc_train.report.charts import Chart, Omitted
-from mhc_train.report.page import SYMBOLS, environment, group
+from mhc_train.report.page import environment, group
 from mhc_train.report.summary import path_summary, summary
-from mhc_train.report.words import named
+from mhc_train.report.words import SYMBOLS, named
 
 
 def write_report(document: dict[str, Any], directory: Path) -> Path:

@@ -10,6 +10,7 @@ Number = Real | None
 
 MISSING = "not finite or not logged"
 MINUS = "\u2212"
+SYMBOLS = {"ok": "\u2713", "same": "\u2713", "warn": "!", "unknown": "?", "fail": "\u2717", "different": "\u2717"}
 FEW = 4
 """Names that a sentence can list one by one."""
 

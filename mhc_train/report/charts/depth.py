@@ -117,10 +117,10 @@ DEPTH_CHARTS = {
     ),
     "stream-difference": Depth(
         "How different the streams are",
-        "Share of the streams' energy that lies in differences between them, before each sublayer but the first, "
-        "where they are copies of the embedding; {lines}. At 0 there is nothing to mix.",
+        "Share of the streams' energy that lies in differences between them, after each sublayer: "
+        "{lines}. At 0 there is nothing to mix.",
         "share of energy",
-        lambda measurement: sublayers(measurement)[1:],
+        sublayers,
         "stream_difference",
         reference=None,
         floor=FLOOR,

@@ -60,7 +60,7 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "effective-streams": Depth(
         "Effective streams",
-        "Over how many streams the energy is spread, before each sublayer: {lines}. At 1, one stream carries all.",
+        "Over how many streams the energy is spread, after each sublayer: {lines}. At 1, one stream carries all.",
         "effective streams",
         sublayers,
         "effective_streams",
@@ -92,7 +92,7 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "outlier": Depth(
         "Activation outliers",
-        "Largest absolute value of a token's streams over their root mean square: {lines}. Above about 10, a few "
+        "Largest absolute value of a sublayer's output over its root mean square: {lines}. Above about 10, a few "
         "channels dominate.",
         "largest / root mean square",
         sublayers,
