@@ -9,9 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from mhc_train.connections import Maps
 from mhc_train.diagnostics import measure
-from mhc_train.diagnostics.probe import Crossing, Observation
+from mhc_train.diagnostics.observation import Backward, Crossing, Observation
 from mhc_train.schema import Config
 
 STREAMS = {"residual": 1, "hc": 4, "mhc": 4}
@@ -64,12 +63,16 @@ def observation(maps: list[Tensor], seed: int, tokens: int = 6, width: int = 5) 
     names = [f"layers.{index // 2}.{('attention', 'feedforward')[index % 2]}" for index in range(len(maps))]
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(1, tokens, *shape, generator=generator)
+        return torch.randn(tokens, *shape, generator=generator)
 
-    crossings = [
-        Crossing(normal(n, width), Maps(normal(n), normal(n), H.expand(1, tokens, n, n)), normal(width)) for H in maps
-    ]
-    return Observation(names, crossings, [normal(n, width) for _ in maps], normal(n, width), 6.5)
+    def crossing(H: Tensor) -> Crossing:
+        streams, output, after, branch, coefficients = (normal(n, width) for _ in range(5))
+        back = Backward(after, branch, coefficients, H.mT @ after + branch + coefficients)
+        res = H.expand(tokens, n, n)
+        return Crossing(normal(n), normal(n), res, streams=streams, output=output[:, 0], backward=back)
+
+    crossings = [crossing(H) for H in maps]
+    return Observation(names, crossings, "random tokens", last=normal(n, width), loss=6.5)
 
 
 def write(path: Path, document: Any) -> None:

@@ -13,7 +13,10 @@ from fake_runs import write_run
 import mhc_train.report
 from mhc_train.report import charts
 from mhc_train.report.charts import Chart, Omitted
+from mhc_train.report.charts.curves import thinned
 from mhc_train.report.comparison import compare_runs
+from mhc_train.report.readings import largest
+from mhc_train.report.words import counted
 
 Document = dict[str, Any]
 DRAWINGS: dict[str, Callable[[Document], Chart | Omitted]] = {
@@ -248,7 +251,7 @@ def test_colours_can_be_seen_on_every_theme() -> None:
 def test_long_curves_are_thinned_without_losing_a_spike() -> None:
     points = [(float(x), 1.0) for x in range(10_000)]
     points[1234], points[8765] = (1234.0, 99.0), (8765.0, -99.0)
-    thin = charts.thinned(points)
+    thin = thinned(points)
     assert len(thin) <= 600
     assert {points[1234], points[8765]} <= set(thin)
     assert thin == sorted(thin)
@@ -256,12 +259,12 @@ def test_long_curves_are_thinned_without_losing_a_spike() -> None:
 
 def test_short_curves_stay_as_they_are() -> None:
     points = [(float(x), float(-x)) for x in range(600)]
-    assert charts.thinned(points) == points
+    assert thinned(points) == points
 
 
 def test_a_number_that_is_not_finite_is_the_largest() -> None:
-    assert charts.largest([{"gain": {"max": 2.0}}, {"gain": {"max": None}}], "gain") is None
-    assert charts.largest([{"gain": {"max": 2.0}}, {"gain": {"max": 3.0}}], "gain") == 3.0
+    assert largest([{"gain": {"max": 2.0}}, {"gain": {"max": None}}], "gain") is None
+    assert largest([{"gain": {"max": 2.0}}, {"gain": {"max": 3.0}}], "gain") == 3.0
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ def test_a_number_that_is_not_finite_is_the_largest() -> None:
     [(0, "0"), (950, "950"), (40_000, "40 k"), (1_348_952, "1.35 M"), (2.7e10, "27 G"), (1e12, "1 T")],
 )
 def test_counts_in_short(value: float, text: str) -> None:
-    assert charts.counted(value).replace("\u00a0", " ") == text
+    assert counted(value).replace("\u00a0", " ") == text
 
 
 def test_several_seeds_are_drawn_each_and_as_their_mean(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 from fake_runs import write_lines, write_run
 from pages import Page
 
-from mhc_train.report import render
+from mhc_train.report import summary as sentences
+from mhc_train.report import tables, words
 from mhc_train.report.comparison import compare_runs
 from mhc_train.report.render import to_html, to_markdown, write_report
 
@@ -216,11 +217,11 @@ def test_markdown_has_the_same_results(cases: Cases) -> None:
 
 
 def summary(document: Document) -> str:
-    return " ".join(render.summary(document))
+    return " ".join(sentences.summary(document))
 
 
 def path_summary(document: Document) -> dict[str, str]:
-    return dict(render.path_summary(document["arms"]))
+    return dict(sentences.path_summary(document["arms"]))
 
 
 def test_one_seed_settles_nothing(cases: Cases) -> None:
@@ -354,7 +355,7 @@ def test_hostile_text_stays_text(cases: Cases) -> None:
 def test_commands_survive_the_shell(tmp_path: Path) -> None:
     overrides = ("connection=mhc", "name=it's a name", "data.path=/a b/*.txt")
     document = compare_runs([write_run(tmp_path, "mhc", overrides=overrides)])
-    fit, compare = render._commands(document)
+    fit, compare = tables.commands(document)
     assert shlex.split(fit["command"]) == ["mhc-train", "fit", *overrides]
     assert shlex.split(compare["command"]) == ["mhc-train", "compare", *document["arms"][0]["runs"]]
 
@@ -369,7 +370,7 @@ def test_a_loss_that_was_never_logged(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc")]
     write_lines(paths[1] / "metrics.jsonl", [{"step": 0, "tokens": 0}])
     document = compare_runs(paths)
-    assert Page(to_html(document)).row(RESULTS, "validation loss")[1] == render.MISSING
+    assert Page(to_html(document)).row(RESULTS, "validation loss")[1] == words.MISSING
 
 
 # ---------------------------------------------------------------- numbers and words
@@ -395,16 +396,16 @@ def test_a_loss_that_was_never_logged(tmp_path: Path) -> None:
     ],
 )
 def test_numbers(value: float | None, text: str) -> None:
-    assert render.number(value) == text
+    assert words.number(value) == text
 
 
 def test_memory() -> None:
-    assert render.memory(800 * 2**20) == "800.0\u00a0MiB"
-    assert render.memory(3 * 2**29) == "1.50\u00a0GiB"
+    assert words.memory(800 * 2**20) == "800.0\u00a0MiB"
+    assert words.memory(3 * 2**29) == "1.50\u00a0GiB"
 
 
 @pytest.mark.parametrize(
     ("items", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (list("abc"), "a, b and c")]
 )
 def test_lists(items: list[str], text: str) -> None:
-    assert render.listed(items) == text
+    assert words.listed(items) == text

@@ -1,0 +1,106 @@
+"""What the reports read off measurements' documents in more than one place."""
+
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+from mhc_train.report.words import Number, number
+
+Document = dict[str, Any]
+NOT_MEASURED = "not measured"
+
+
+def largest(entries: list[dict[str, Any]], measure: str) -> Number:
+    """The largest value over entries and tokens; None where one is not finite, since that is the largest."""
+    values = [entry[measure]["max"] for entry in entries]
+    return None if None in values else max(values)
+
+
+def judged(laws: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The laws with a verdict, that is, without those that do not apply or were never promised."""
+    return [row for row in laws if row["verdict"] in ("ok", "warn", "fail")]
+
+
+def advised(row: dict[str, Any]) -> bool:
+    """Whether a verdict asks for something to be done."""
+    return row["verdict"] in ("warn", "fail") and bool(row.get("advice"))
+
+
+def short_names(documents: list[Document]) -> list[str]:
+    """For every diagnosis the end of its checkpoint's path, as long as it must be to tell one from another."""
+    paths = [
+        [part for part in PurePath(document["checkpoint"]).parts if part != "checkpoints"] for document in documents
+    ]
+    for length in range(1, 1 + max(map(len, paths))):
+        names = [_end(parts, length) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+
+
+def _end(parts: list[str], length: int) -> str:
+    # A step alone says nothing of the run that it belongs to.
+    steps = parts[-1:] != [] and parts[-1].startswith("step-")
+    return "/".join(parts[-length - steps :])
+
+
+def evidence(row: dict[str, Any], placed: bool = True) -> str:
+    """What a verdict rests on, where if `placed`, and what the mixer declares."""
+    found, declared = row["evidence"], row["declared"]
+    parts = []
+    if found:
+        place = f" at {row['worst']}" if placed else ""
+        parts.append(f"{found['measure'].replace('_', ' ')} {number(found['value'])}{place}")
+    elif row["verdict"] == "fail":
+        parts.append("not finite anywhere")
+    if declared:
+        parts.append(_declared(declared))
+    return "; ".join(parts)
+
+
+def _declared(declared: dict[str, Any]) -> str:
+    tolerance, span = declared["tolerance"], declared["logit_range"]
+    text = f"declared to {number(tolerance, 1)}" if tolerance else "declared exact"
+    return text if span is None else f"{text} while logits span at most {number(span, 1)}"
+
+
+def path_number(measurement: Document | None, read: Callable[[Document], Number]) -> str:
+    """One of `PATH_NUMBERS`, in words where there is no number."""
+    try:
+        value = read(measurement or {})
+    except KeyError:  # a diagnosis holds only what was observed
+        return NOT_MEASURED
+    # One stream has no differences and no cosine: that is no numerical failure.
+    return "one stream" if value is None and measurement and measurement["streams"] == 1 else number(value)
+
+
+def _composite(way: str, measure: str) -> Callable[[dict[str, Any]], Number]:
+    return lambda measurement: largest(measurement["composite"][way], measure)
+
+
+def _sublayers(measure: str) -> Callable[[dict[str, Any]], Number]:
+    return lambda measurement: largest(measurement["sublayers"], measure)
+
+
+def _whole(measure: str) -> Callable[[dict[str, Any]], Number]:
+    return lambda measurement: measurement["composite"]["forward"][-1][measure]["median"]
+
+
+def _last(measure: str) -> Callable[[dict[str, Any]], Number]:
+    return lambda measurement: measurement["sublayers"][-1][measure]["median"]
+
+
+PATH_NUMBERS: tuple[tuple[str, str, Callable[[dict[str, Any]], Number]], ...] = (
+    ("streams", "", lambda measurement: measurement["streams"]),
+    ("composite forward gain", "largest over depth and tokens", _composite("forward", "forward_gain")),
+    ("composite backward gain", "largest over depth and tokens", _composite("backward", "backward_gain")),
+    ("composite log mass", "largest |log column sum|, sees leaks too", _composite("forward", "log_mass")),
+    ("composite difference gain", "whole depth, median token; 0 is collapse", _whole("difference_gain")),
+    ("composite effective rank", "whole depth, median token", _whole("effective_rank")),
+    ("sublayer forward gain", "largest over sublayers and tokens", _sublayers("forward_gain")),
+    ("sublayer backward gain", "largest over sublayers and tokens", _sublayers("backward_gain")),
+    ("energy gain of mixing", "largest over sublayers and tokens", _sublayers("energy_gain")),
+    ("share of energy in stream differences", "after the last sublayer, median token", _last("stream_difference")),
+    ("effective streams", "after the last sublayer, median token", _last("effective_streams")),
+    ("cosine between streams", "after the last sublayer, median token", _last("stream_cosine")),
+)  # fmt: skip

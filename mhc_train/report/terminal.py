@@ -1,0 +1,291 @@
+"""Diagnoses on a terminal: verdicts, sparklines over depth, and the numbers of every sublayer, in the width there is.
+
+Nothing here needs torch or a drawing library.
+"""
+
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mhc_train.report.readings import NOT_MEASURED, PATH_NUMBERS, Document, advised, path_number, short_names
+from mhc_train.report.words import SYMBOLS, Number, law_name
+from mhc_train.tables import WIDTH_IN_A_PIPE, number, print_table
+
+BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+BROKEN = "\u00d7"
+"""Stands in a sparkline for a number that is not finite."""
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+SPARK = 40
+"""Characters of a sparkline at most: more sublayers share one, the one that is worst counts."""
+DECADES = 20
+"""The factor between largest and smallest from which on a sparkline is logarithmic."""
+FLOOR = 1e-12
+
+Entries = list[dict[str, Any]]
+Read = Callable[[Document], Entries]
+
+
+def _sublayers(document: Document) -> Entries:
+    return list(document["sublayers"])
+
+
+def _forward(document: Document) -> Entries:
+    return list(document["composite"]["forward"])
+
+
+def _backward(document: Document) -> Entries:
+    return list(document["composite"]["backward"])
+
+
+PROFILES: tuple[tuple[str, Read, str, str, Callable[..., float]], ...] = (
+    ("composite forward gain", _forward, "forward_gain", "max", max),
+    ("composite backward gain", _backward, "backward_gain", "max", max),
+    ("composite difference gain", _forward, "difference_gain", "median", min),
+    ("stream difference", _sublayers, "stream_difference", "median", min),
+    ("energy of the streams", _sublayers, "energy_out", "mean", max),
+    ("logit range", _sublayers, "logit_range", "max", max),
+)
+"""Sparklines: name, entries, measure, statistic over tokens, and which of several sublayers is the worst."""
+COLUMNS: tuple[tuple[str, Read, str, str], ...] = (
+    ("fwd gain", _sublayers, "forward_gain", "max"),
+    ("bwd gain", _sublayers, "backward_gain", "max"),
+    ("col error", _sublayers, "column_error", "max"),
+    ("sigma max", _sublayers, "spectral_norm", "max"),
+    ("comp fwd", _forward, "forward_gain", "max"),
+    ("comp bwd", _backward, "backward_gain", "max"),
+    ("difference", _sublayers, "stream_difference", "median"),
+    ("row error", _sublayers, "row_error", "max"),
+    ("energy gain", _sublayers, "energy_gain", "max"),
+    ("grad energy", _sublayers, "gradient_energy_gain", "max"),
+    ("logit range", _sublayers, "logit_range", "max"),
+    ("drift", _sublayers, "mixer_drift", "median"),
+    ("eff streams", _sublayers, "effective_streams", "median"),
+)
+"""Of the table of sublayers, the most telling first: as many are shown as fit."""
+
+
+def print_diagnoses(documents: list[Document]) -> None:
+    """Print one diagnosis, or several side by side, on standard output."""
+    names = _labels(documents)
+    for name, document in zip(names, documents, strict=True):
+        _print(_headline(name, document))
+    if len(documents) == 1:
+        _print_laws(documents[0])
+    else:
+        _compare_laws(names, documents)
+    _print_advice(names, documents)
+    _print_profiles(names, documents)
+    if len(documents) == 1:
+        _print_sublayers(documents[0])
+    else:
+        _compare_numbers(names, documents)
+    _print_ablations(names, documents)
+
+
+def _labels(documents: list[Document]) -> list[str]:
+    """One diagnosis goes by its name; several by numbers, which leave room for what they say."""
+    names = short_names(documents)
+    return names if len(names) == 1 else [f"#{number}" for number in range(1, 1 + len(names))]
+
+
+def _headline(name: str, document: Document) -> str:
+    label = f"{name}: " if name.startswith("#") else ""
+    return (
+        f"{label}{document['checkpoint']}: {document['connection']}, n = {document['streams']}, "
+        f"{document['tokens']} tokens ({document['basis']}); {document['convention']}"
+    )
+
+
+# ---------------------------------------------------------------- laws
+
+
+def _print_laws(document: Document) -> None:
+    rows = [
+        (law_name(row["law"]), _verdict(row), row["worst"] or "-", *_evidence(row["evidence"] or {}))
+        for row in document["laws"]
+    ]
+    _table("Laws", ("law", "verdict", "worst at", "measured", "value", "ok to"), rows, left=4, droppable=3)
+
+
+def _evidence(found: dict[str, Any]) -> tuple[str, str, str]:
+    if not found:
+        return "-", "-", "-"
+    return found["measure"].replace("_", " "), number(found["value"], 4), f"{found['ok']:g}"
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    symbol = SYMBOLS.get(row["verdict"])
+    text = f"{symbol} {row['verdict']}" if symbol else row["verdict"]
+    colour = COLOURS.get(row["verdict"]) if sys.stdout.isatty() else None
+    return f"[{colour}]{text}[/]" if colour else text
+
+
+def _compare_laws(names: Sequence[str], documents: Sequence[Document]) -> None:
+    """A column a diagnosis; laws that do not get the same verdict everywhere are marked."""
+    tables = [{row["law"]: row for row in document["laws"]} for document in documents]
+    rows = []
+    for law in dict.fromkeys(law for table in tables for law in table):
+        cells = [_judged(table.get(law)) for table in tables]
+        verdicts = {table[law]["verdict"] if law in table else None for table in tables}
+        rows.append((law_name(law), *cells, "\u2260" if len(verdicts) > 1 else ""))
+    _table("Laws (\u2260: the verdicts differ)", ("law", *names, ""), rows, left=2 + len(names))
+
+
+def _judged(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    found = row["evidence"]
+    return _verdict(row) + (f" {number(found['value'])}" if found else "")
+
+
+def _print_advice(names: Sequence[str], documents: Sequence[Document]) -> None:
+    """What to try, once for all that it is said to; in whole lines, since a table would cut them."""
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for name, document in zip(names, documents, strict=True):
+        for row in filter(advised, document["laws"]):
+            said.setdefault((_verdict(row), law_name(row["law"]), row["advice"]), []).append(name)
+    if said:
+        print()
+    for (verdict, law, advice), where in said.items():
+        places = f" ({', '.join(where)})" if len(documents) > 1 else ""
+        _print(f"{verdict}: {law}{places}: ", advice)
+
+
+# ---------------------------------------------------------------- profiles
+
+
+def _print_profiles(names: Sequence[str], documents: Sequence[Document]) -> None:
+    """A sparkline for each measure and diagnosis; those of one measure share a scale."""
+    rows = []
+    for title, read, measure, statistic, worst in PROFILES:
+        found = [[entry[measure][statistic] for entry in read(doc) if measure in entry] for doc in documents]
+        known = [value for values in found for value in values if value is not None]
+        if not known:
+            continue
+        low, high = min(known), max(known)
+        scale = _Scale(low, high)
+        for name, values in zip(names, found, strict=True):
+            label = f"{title} {name}" if len(names) > 1 else title
+            rows.append((label, *_spark(values, scale, worst), f"{statistic}{', log' if scale.logarithmic else ''}"))
+    if rows:
+        _table("Over depth", ("measure", "first to last sublayer", "min", "max", "over tokens"), rows, left=2)
+
+
+class _Scale:
+    """From values to the unit interval, by their logarithms where they span decades."""
+
+    def __init__(self, low: float, high: float) -> None:
+        # The difference of copies is an exact 0, which has no logarithm.
+        self.logarithmic = low >= 0 and high > DECADES * max(low, FLOOR)
+        self._low, self._high = self._place(low), self._place(high)
+
+    def __call__(self, value: float) -> float:
+        # A change in the fifth digit is no profile.
+        span = max(self._high - self._low, 1e-4 * max(abs(self._high), abs(self._low)), FLOOR)
+        return (self._place(value) - self._low) / span
+
+    def _place(self, value: float) -> float:
+        return math.log10(max(value, FLOOR)) if self.logarithmic else value
+
+
+def _spark(values: Sequence[Number], scale: _Scale, worst: Callable[..., float]) -> tuple[str, str, str]:
+    """The line, its smallest and its largest value."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-", "-", "-"
+    count = min(len(values), SPARK)
+    bins = [values[place * len(values) // count : (place + 1) * len(values) // count] for place in range(count)]
+    line = "".join(
+        BROKEN if None in each else BLOCKS[min(len(BLOCKS) - 1, int(len(BLOCKS) * scale(worst(each))))] for each in bins
+    )
+    return line, number(min(known)), number(max(known))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _print_sublayers(document: Document) -> None:
+    """As many columns as fit, the most telling first."""
+    rows = [[row["name"]] for row in document["sublayers"]]
+    titles = ["sublayer"]
+    for title, read, measure, statistic in COLUMNS:
+        entries = read(document)
+        if not all(measure in entry for entry in entries):
+            continue
+        cells = [number(entry[measure][statistic], 4) for entry in entries]
+        grown = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
+        if _width([*titles, title], grown) > _room():
+            break
+        titles, rows = [*titles, title], grown
+    shown = {title: statistic for title, _, _, statistic in COLUMNS if title in titles}
+    medians = [title for title, statistic in shown.items() if statistic == "median"]
+    note = f", {' and '.join(medians)} of the median one" if medians else ""
+    _table(f"Sublayers: at the largest token{note}; comp is the composite up to here, or from here on", titles, rows)
+
+
+def _compare_numbers(names: Sequence[str], documents: Sequence[Document]) -> None:
+    rows = []
+    for title, _, read in PATH_NUMBERS:
+        cells = [path_number(document, read) for document in documents]
+        if set(cells) != {NOT_MEASURED}:
+            rows.append((title, *cells, "\u2260" if len(set(cells)) > 1 else ""))
+    _table("Numbers (\u2260: they differ)", ("measure", *names, ""), rows)
+
+
+def _print_ablations(names: Sequence[str], documents: Sequence[Document]) -> None:
+    """The rise of the loss and its standard error, an ablation a row."""
+    tables = [{(row["sublayer"], row["kind"]): row for row in document.get("ablations", [])} for document in documents]
+    rows = [
+        (sublayer, kind.replace("_", " "), *(_cost(table.get((sublayer, kind))) for table in tables))
+        for sublayer, kind in dict.fromkeys(key for table in tables for key in table)
+    ]
+    if rows:
+        heads = names if len(names) > 1 else ["rise of the loss"]
+        _table("Ablations: nats, with standard error", ("sublayer", "replaced by", *heads), rows, left=2)
+
+
+def _cost(row: dict[str, Any] | None) -> str:
+    return "-" if row is None else f"{number(row['loss_difference'], 4)} \u00b1 {number(row['standard_error'], 4)}"
+
+
+# ---------------------------------------------------------------- width
+
+
+def _room() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH_IN_A_PIPE
+
+
+def _width(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Characters that a ruled table needs: three between columns, and its edges."""
+    columns = zip(titles, *rows, strict=True)
+    return sum(3 + max(map(_length, column)) for column in columns)
+
+
+def _length(cell: str) -> int:
+    from rich.text import Text
+
+    return Text.from_markup(cell).cell_len
+
+
+def _table(
+    title: str, titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, droppable: int | None = None
+) -> None:
+    """A table after an empty line; without its `droppable` column, one of text, where there is no room for it."""
+    if droppable is not None and _width(titles, rows) > _room():
+        titles, *rows = ([*row[:droppable], *row[droppable + 1 :]] for row in (titles, *rows))
+        left -= 1
+    print()
+    print_table(title, titles, rows, left)
+
+
+def _print(*parts: str) -> None:
+    """A line of text that wraps between words."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text.from_markup(parts[0]) if len(parts) > 1 else Text(parts[0])
+    for part in parts[1:]:
+        text.append(part)
+    Console(width=_room(), highlight=False).print(text, soft_wrap=not sys.stdout.isatty())
