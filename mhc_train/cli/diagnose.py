@@ -151,10 +151,13 @@ def _show(documents: list[dict[str, Any]], at_init: bool, html: Path | None, jso
         from mhc_train.report.terminal import print_diagnoses
 
         print_diagnoses(documents)
-    if html is not None:
-        from mhc_train.report.diagnosis import write_depths, write_diagnosis
-
-        say(f"Page: {(write_depths if at_init else write_diagnosis)(documents, html)}")
+    if html is None:
+        return
+    if at_init:
+        from mhc_train.report.depths import write_depths as write
+    else:
+        from mhc_train.report.diagnosis import write_diagnosis as write
+    say(f"Page: {write(documents, html)}")
 
 
 def _fail(documents: list[dict[str, Any]], conditions: "list[Condition]") -> None:

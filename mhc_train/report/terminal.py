@@ -289,3 +289,29 @@ def _print(*parts: str) -> None:
     for part in parts[1:]:
         text.append(part)
     Console(width=_room(), highlight=False).print(text, soft_wrap=not sys.stdout.isatty())
+
+
+# ---------------------------------------------------------------- untrained depths
+
+DEPTH_COLUMNS = (
+    ("fwd gain", "forward_gain", "max"),
+    ("bwd gain", "backward_gain", "max"),
+    ("kept", "difference_gain", "median"),
+)
+
+
+def print_depths(documents: list[Document]) -> None:
+    """Print what untrained paths of several depths do, connections side by side, and the linear amplifier's gain."""
+    first = documents[0]
+    noise = f"noise of {first['jitter']:g} on every mixer's logits" if first["jitter"] else "as initialised"
+    _print(f"Untrained paths, {noise}; {first['tokens']} tokens ({first['basis']}).")
+    titles = ["sublayers", "1.1 I", *(f"{d['connection']} {title}" for d in documents for title, _, _ in DEPTH_COLUMNS)]
+    rows = [
+        (
+            str(amplified["sublayers"]),
+            number(amplified["gain"], 4),
+            *(number(entry[measure][statistic], 4) for entry in entries for _, measure, statistic in DEPTH_COLUMNS),
+        )
+        for amplified, *entries in zip(first["amplifier"], *(d["depths"] for d in documents), strict=True)
+    ]
+    _table("Of the whole composite: gains at the largest token; kept: of differences, at the median one", titles, rows)

@@ -141,6 +141,7 @@ def deepseek(directory: Path, width: int = 8, layers: int = 2) -> Path:
         for place in ("attn", "ffn")
         for part, shape in (("fn", (24, 4 * width)), ("base", (24,)), ("scale", (3,)))
     }
+    tensors |= {"hc_head_fn": torch.zeros(4, 4 * width), "hc_head_base": torch.zeros(4), "hc_head_scale": torch.ones(1)}
     directory.mkdir()
     save_file(tensors, directory / "model.safetensors")
     config = {"model_type": "deepseek_v4", "hidden_size": width, "num_hidden_layers": layers, "hc_mult": 4}
