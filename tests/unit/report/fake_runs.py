@@ -66,10 +66,12 @@ def observation(maps: list[Tensor], seed: int, tokens: int = 6, width: int = 5) 
         return torch.randn(tokens, *shape, generator=generator)
 
     def crossing(H: Tensor) -> Crossing:
-        streams, output, after, branch, coefficients = (normal(n, width) for _ in range(5))
-        back = Backward(after, branch, coefficients, H.mT @ after + branch + coefficients)
+        streams, after, coefficients = (normal(n, width) for _ in range(3))
+        pre, read, output = normal(n), normal(width), normal(width)
+        total = H.mT @ after + pre.unsqueeze(-1) * read.unsqueeze(-2) + coefficients
         res = H.expand(tokens, n, n)
-        return Crossing(normal(n), normal(n), res, streams=streams, output=output[:, 0], backward=back)
+        back = Backward(after, read, coefficients, total)
+        return Crossing(pre, normal(n), res, streams=streams, output=output, backward=back)
 
     crossings = [crossing(H) for H in maps]
     return Observation(names, crossings, "random tokens", last=normal(n, width), loss=6.5)
