@@ -111,7 +111,7 @@ RULES = (
          "no channel of a sublayer's output towers over the others: largest magnitude over root mean square",
          "a few channels carry most of what is written: expect trouble with low precision; look at the token and its "
          "sublayer's norm"),
-    Rule("dead_mixer", "sublayers", "mixer_drift", "max", 1e-7, 1e-7,
+    Rule("dead_mixer", "sublayers", "mixer_drift", "max", 1e-7, 1e-15,
          "the mixer has moved from its start",
          "this H_res is what it was before training, so that mixing has learnt nothing: look for a saturated start "
          "(connection.init), a learning rate of 0, or frozen parameters", below=True, counts=_mixing_matters),
