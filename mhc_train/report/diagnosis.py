@@ -50,7 +50,8 @@ def to_html(documents: list[Document]) -> str:
     """One self-contained page: no script, nothing loaded from anywhere; equal documents give equal bytes."""
     names = short_names(documents)
     subjects = [
-        Subject(name, index, document) for index, (name, document) in enumerate(zip(names, documents, strict=True))
+        Subject(name, index, document, len(names) == 1)
+        for index, (name, document) in enumerate(zip(names, documents, strict=True))
     ]
     view = {
         "title": f"{'Diagnosis' if len(names) == 1 else 'Diagnoses'} of {listed(names)}",
@@ -251,7 +252,9 @@ def _sections(subjects: Subjects) -> list[Section]:
             [_ablations(subjects)],
             [chart for subject in subjects if (chart := charts.ablations(subject))],
         ),
-        _biases([Subject(s.name, s.index, s.measurement["biases"]) for s in subjects if "biases" in s.measurement]),
+        _biases(
+            [Subject(s.name, s.index, s.measurement["biases"], s.alone) for s in subjects if "biases" in s.measurement]
+        ),
     ]
 
 

@@ -31,17 +31,14 @@ def short_names(documents: list[Document]) -> list[str]:
     paths = [
         [part for part in PurePath(document["checkpoint"]).parts if part != "checkpoints"] for document in documents
     ]
-    for length in range(1, 1 + max(map(len, paths))):
-        names = [_end(parts, length) for parts in paths]
-        if len(set(names)) == len(names):
-            return names
+    # A step says nothing without its run, and a run needs no step where each has one.
+    runs = [parts[:-1] if len(parts) > 1 and parts[-1].startswith("step-") else parts for parts in paths]
+    for candidates in (runs, paths):
+        for length in range(1, 1 + max(map(len, candidates))):
+            names = ["/".join(parts[-length:]) for parts in candidates]
+            if len(set(names)) == len(names):
+                return names
     return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
-
-
-def _end(parts: list[str], length: int) -> str:
-    # A step alone says nothing of the run that it belongs to.
-    steps = parts[-1:] != [] and parts[-1].startswith("step-")
-    return "/".join(parts[-length - steps :])
 
 
 def evidence(row: dict[str, Any], placed: bool = True) -> str:

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mhc_train.report.readings import NOT_MEASURED, PATH_NUMBERS, Document, advised, path_number, short_names
@@ -17,8 +18,8 @@ BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 BROKEN = "\u00d7"
 """Stands in a sparkline for a number that is not finite."""
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-SPARK = 40
-"""Characters of a sparkline at most: more sublayers share one, the one that is worst counts."""
+SPARK, LEAST_SPARK = 60, 8
+"""Characters of a sparkline: where there are more sublayers, several share one, and the worst of them counts."""
 DECADES = 20
 """The factor between largest and smallest from which on a sparkline is logarithmic."""
 FLOOR = 1e-12
@@ -40,11 +41,11 @@ def _backward(document: Document) -> Entries:
 
 
 PROFILES: tuple[tuple[str, Read, str, str, Callable[..., float]], ...] = (
-    ("composite forward gain", _forward, "forward_gain", "max", max),
-    ("composite backward gain", _backward, "backward_gain", "max", max),
-    ("composite difference gain", _forward, "difference_gain", "median", min),
+    ("composite fwd gain", _forward, "forward_gain", "max", max),
+    ("composite bwd gain", _backward, "backward_gain", "max", max),
+    ("difference gain", _forward, "difference_gain", "median", min),
     ("stream difference", _sublayers, "stream_difference", "median", min),
-    ("energy of the streams", _sublayers, "energy_out", "mean", max),
+    ("stream energy", _sublayers, "energy_out", "mean", max),
     ("logit range", _sublayers, "logit_range", "max", max),
 )
 """Sparklines: name, entries, measure, statistic over tokens, and which of several sublayers is the worst."""
@@ -125,19 +126,18 @@ def _verdict(row: dict[str, Any]) -> str:
 def _compare_laws(names: Sequence[str], documents: Sequence[Document]) -> None:
     """A column a diagnosis; laws that do not get the same verdict everywhere are marked."""
     tables = [{row["law"]: row for row in document["laws"]} for document in documents]
-    rows = []
-    for law in dict.fromkeys(law for table in tables for law in table):
-        cells = [_judged(table.get(law)) for table in tables]
-        verdicts = {table[law]["verdict"] if law in table else None for table in tables}
-        rows.append((law_name(law), *cells, "\u2260" if len(verdicts) > 1 else ""))
-    _table("Laws (\u2260: the verdicts differ)", ("law", *names, ""), rows, left=2 + len(names))
+    laws = list(dict.fromkeys(law for table in tables for law in table))
+    verdicts = [{table[law]["verdict"] if law in table else None for table in tables} for law in laws]
+    heads = [(law_name(law), "\u2260" if len(found) > 1 else "") for law, found in zip(laws, verdicts, strict=True)]
+    columns = [[_judged(table.get(law)) for law in laws] for table in tables]
+    _beside("Laws (\u2260: the verdicts differ)", ("law", ""), heads, names, columns)
 
 
 def _judged(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
-    found = row["evidence"]
-    return _verdict(row) + (f" {number(found['value'])}" if found else "")
+    judged = row["evidence"] and row["verdict"] in COLOURS
+    return _verdict(row) + (f" {number(row['evidence']['value'])}" if judged else "")
 
 
 def _print_advice(names: Sequence[str], documents: Sequence[Document]) -> None:
@@ -160,17 +160,27 @@ def _print_profiles(names: Sequence[str], documents: Sequence[Document]) -> None
     """A sparkline for each measure and diagnosis; those of one measure share a scale."""
     rows = []
     for title, read, measure, statistic, worst in PROFILES:
-        found = [[entry[measure][statistic] for entry in read(doc) if measure in entry] for doc in documents]
+        found = [[entry[measure][statistic] for entry in read(doc) if _meant(doc, entry, measure)] for doc in documents]
         known = [value for values in found for value in values if value is not None]
         if not known:
             continue
-        low, high = min(known), max(known)
-        scale = _Scale(low, high)
+        scale = _Scale(min(known), max(known))
         for name, values in zip(names, found, strict=True):
-            label = f"{title} {name}" if len(names) > 1 else title
-            rows.append((label, *_spark(values, scale, worst), f"{statistic}{', log' if scale.logarithmic else ''}"))
-    if rows:
-        _table("Over depth", ("measure", "first to last sublayer", "min", "max", "over tokens"), rows, left=2)
+            label = f"{title}, {statistic}" + (f" {name}" if len(names) > 1 else "")
+            finite = [value for value in values if value is not None]
+            ends = (number(min(finite)), number(max(finite))) if finite else ("-", "-")
+            rows.append((label, _Spark(values, scale, worst), *ends, "log" if scale.logarithmic else ""))
+    titles = ("measure", "from first to last", "min", "max", "")
+    others = _width(titles, [(label, "", *rest) for label, _, *rest in rows]) - len(titles[1])
+    room = max(LEAST_SPARK, min(SPARK, _room() - others))
+    drawn = [(label, spark.drawn(room), *rest) for label, spark, *rest in rows]
+    if drawn:
+        _table("Over depth (log: a logarithmic scale)", ("measure", "first to last"[:room], *titles[2:]), drawn, left=2)
+
+
+def _meant(document: Document, entry: dict[str, Any], measure: str) -> bool:
+    """Whether a number was measured; what one stream has none of is no number that is not finite."""
+    return measure in entry and (document["streams"] > 1 or entry[measure]["median"] is not None)
 
 
 class _Scale:
@@ -190,17 +200,24 @@ class _Scale:
         return math.log10(max(value, FLOOR)) if self.logarithmic else value
 
 
-def _spark(values: Sequence[Number], scale: _Scale, worst: Callable[..., float]) -> tuple[str, str, str]:
-    """The line, its smallest and its largest value."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-", "-", "-"
-    count = min(len(values), SPARK)
-    bins = [values[place * len(values) // count : (place + 1) * len(values) // count] for place in range(count)]
-    line = "".join(
-        BROKEN if None in each else BLOCKS[min(len(BLOCKS) - 1, int(len(BLOCKS) * scale(worst(each))))] for each in bins
-    )
-    return line, number(min(known)), number(max(known))
+@dataclass(frozen=True)
+class _Spark:
+    """Values over depth, as blocks of eight heights."""
+
+    values: Sequence[Number]
+    scale: _Scale
+    worst: Callable[..., float]
+
+    def drawn(self, room: int) -> str:
+        """In so many characters at most."""
+        values, count = self.values, min(len(self.values), room)
+        bins = [values[place * len(values) // count : (place + 1) * len(values) // count] for place in range(count)]
+        return "".join(map(self._block, bins)) or "-"
+
+    def _block(self, values: Sequence[Any]) -> str:
+        if None in values:
+            return BROKEN
+        return BLOCKS[min(len(BLOCKS) - 1, int(len(BLOCKS) * self.scale(self.worst(values))))]
 
 
 # ---------------------------------------------------------------- numbers
@@ -226,24 +243,23 @@ def _print_sublayers(document: Document) -> None:
 
 
 def _compare_numbers(names: Sequence[str], documents: Sequence[Document]) -> None:
-    rows = []
-    for title, _, read in PATH_NUMBERS:
-        cells = [path_number(document, read) for document in documents]
-        if set(cells) != {NOT_MEASURED}:
-            rows.append((title, *cells, "\u2260" if len(set(cells)) > 1 else ""))
-    _table("Numbers (\u2260: they differ)", ("measure", *names, ""), rows)
+    """What sums up a residual path, a column a diagnosis."""
+    rows = [(title, [path_number(document, read) for document in documents]) for title, _, read in PATH_NUMBERS]
+    rows = [(title, cells) for title, cells in rows if set(cells) != {NOT_MEASURED}]
+    heads = [(title, "\u2260" if len(set(cells)) > 1 else "") for title, cells in rows]
+    columns = [[cells[place] for _, cells in rows] for place in range(len(names))]
+    _beside("Numbers (\u2260: they differ)", ("measure", ""), heads, names, columns)
 
 
 def _print_ablations(names: Sequence[str], documents: Sequence[Document]) -> None:
     """The rise of the loss and its standard error, an ablation a row."""
     tables = [{(row["sublayer"], row["kind"]): row for row in document.get("ablations", [])} for document in documents]
-    rows = [
-        (sublayer, kind.replace("_", " "), *(_cost(table.get((sublayer, kind))) for table in tables))
-        for sublayer, kind in dict.fromkeys(key for table in tables for key in table)
-    ]
-    if rows:
-        heads = names if len(names) > 1 else ["rise of the loss"]
-        _table("Ablations: nats, with standard error", ("sublayer", "replaced by", *heads), rows, left=2)
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    if keys:
+        heads = [(sublayer, kind.replace("_", " ")) for sublayer, kind in keys]
+        titles = names if len(names) > 1 else ["rise of the loss"]
+        columns = [[_cost(table.get(key)) for key in keys] for table in tables]
+        _beside("Ablations: nats, with standard error", ("sublayer", "replaced by"), heads, titles, columns)
 
 
 def _cost(row: dict[str, Any] | None) -> str:
@@ -289,6 +305,23 @@ def _print(*parts: str) -> None:
     for part in parts[1:]:
         text.append(part)
     Console(width=_room(), highlight=False).print(text, soft_wrap=not sys.stdout.isatty())
+
+
+def _beside(
+    title: str,
+    texts: tuple[str, str],
+    heads: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    columns: Sequence[Sequence[str]],
+) -> None:
+    """A column a diagnosis, after two of text; in several tables where they do not fit beside each other."""
+    rows = [(*head, *cells) for head, *cells in zip(heads, *columns, strict=True)]
+    if len(names) > 1 and _width((*texts, *names), rows) > _room():
+        half = len(names) // 2
+        _beside(title, texts, heads, names[:half], columns[:half])
+        _beside(title, texts, heads, names[half:], columns[half:])
+    else:
+        _table(title, (*texts, *names), rows, left=2)
 
 
 # ---------------------------------------------------------------- untrained depths

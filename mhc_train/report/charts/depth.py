@@ -17,6 +17,13 @@ class Subject:
     name: str
     index: int
     measurement: dict[str, Any]
+    alone: bool = False
+    """Whether there is no other in the page, so that its charts need not name it."""
+
+    @property
+    def tag(self) -> str:
+        """What the titles of its own charts add."""
+        return "" if self.alone else self.name
 
     @property
     def streams(self) -> int:

@@ -13,7 +13,7 @@ from mhc_train.report.charts.depth import (
     side_by_side,
     sublayers,
 )
-from mhc_train.report.charts.drawing import Chart, Look, look
+from mhc_train.report.charts.drawing import Chart, Look, look, titled
 from mhc_train.report.charts.lines import FLOOR, Line, numbers, over_sublayers
 from mhc_train.report.charts.matrices import Matrix, heat_map
 from mhc_train.report.charts.spans import span_map
@@ -169,7 +169,7 @@ def spans(subject: Subject, *measures: str) -> list[Chart]:
             f"span-{measure}-{subject.index}",
             SPANS[measure][0],
             caption.format(SPANS[measure][1]),
-            subject.name,
+            subject.tag,
             measured[measure],
         )
         for measure in measures
@@ -231,7 +231,7 @@ def ablations(subject: Subject) -> Chart | None:
         )
         for number, kind in enumerate(kinds)
     ]
-    title = f"Ablations, one sublayer at a time: {subject.name}"
+    title = titled("Ablations, one sublayer at a time", subject.tag)
     caption = "How much the loss rises when one sublayer's map is replaced; bars are standard errors over sequences."
     label = "rise of the loss (nats)"
     return over_sublayers(f"ablations-{subject.index}", title, caption, label, lines, 0.0, math.inf) if lines else None

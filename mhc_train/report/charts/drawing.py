@@ -90,6 +90,11 @@ def look(index: int) -> Look:
     return Look(COLOURS[colour], DASHES[(index + turn) % len(DASHES)], MARKERS[(index + turn) % len(MARKERS)])
 
 
+def titled(title: str, name: str) -> str:
+    """A title with the name of whose chart it is, where there are several."""
+    return f"{title}: {name}" if name else title
+
+
 def scale(axes: Axes, values: Sequence[Real], demand: Real = 20, span: Real = 0.02) -> None:
     """Logarithmic where values differ by more than a factor `demand`; never magnified so far that noise looks large."""
     finite = [value for value in values if math.isfinite(value)]

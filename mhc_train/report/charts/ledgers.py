@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mhc_train.report.charts.depth import Subject
-from mhc_train.report.charts.drawing import Chart, look
+from mhc_train.report.charts.drawing import Chart, look, titled
 from mhc_train.report.charts.lines import Line, over_sublayers
 from mhc_train.report.words import Number
 
@@ -29,7 +29,7 @@ def ledgers(subject: Subject) -> list[Chart]:
     """The forward and the backward ledger of one model, as far as its document has them."""
     forward = _ledger(
         f"ledger-forward-{subject.index}",
-        f"Energy ledger: {subject.name}",
+        titled("Energy ledger", subject.tag),
         "What the streams' energy after a sublayer consists of, as shares of its mean over tokens that add up to 1. "
         "Below zero, the cross term says that the sublayer takes back what the streams carry.",
         subject,
@@ -38,7 +38,7 @@ def ledgers(subject: Subject) -> list[Chart]:
     )
     backward = _ledger(
         f"ledger-backward-{subject.index}",
-        f"Gradient ledger: {subject.name}",
+        titled("Gradient ledger", subject.tag),
         "Where the gradient's energy before a sublayer comes from, as shares of its mean over tokens that add up to "
         "1: through the mixer, through the sublayer's input (branch), through the maps, which depend on the streams "
         "too, and their cross terms.",

@@ -11,7 +11,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
-from mhc_train.report.charts.drawing import COLOURS, INK, Chart, chart
+from mhc_train.report.charts.drawing import COLOURS, INK, Chart, chart, titled
 from mhc_train.report.charts.lines import FLOOR
 from mhc_train.report.words import Number, number
 
@@ -42,13 +42,18 @@ def span_map(key: str, title: str, caption: str, name: str, values: Triangle) ->
             axes.add_patch(PathPatch(_outline(classes, level), antialiased=False, **_fill(level)))
         _key(axes, classes, factor)
         size = len(values)
-        axes.set(xlim=(0, size), ylim=(size, 0), xlabel="last sublayer of the span", ylabel="first sublayer")
+        axes.set(
+            xlim=(-0.5, size - 0.5),
+            ylim=(size - 0.5, -0.5),
+            xlabel="last sublayer of the span",
+            ylabel="first sublayer",
+        )
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_aspect("equal")
         axes.grid(False)
 
-    drawn = chart(key, f"{title}: {name}", caption, draw, [], _spoken(title, values))
+    drawn = chart(key, titled(title, name), caption, draw, [], _spoken(title, values))
     return replace(drawn, svg=_rounded(drawn.svg))
 
 
@@ -71,11 +76,13 @@ def _class(value: Number, factor: float) -> int:
 
 def _outline(classes: list[list[int]], level: int) -> Outline:
     """All cells of one class as one path, cells that touch in a row as one rectangle."""
-    boxes = [
-        Outline([(x, y), (end, y), (end, y + 1), (x, y + 1), (x, y)], closed=True)
-        for x, end, y in _runs(classes, level)
-    ]
+    boxes = [_box(x - 0.5, end - 0.5, y - 0.5) for x, end, y in _runs(classes, level)]
     return Outline.make_compound_path(*boxes)
+
+
+def _box(left: float, right: float, top: float) -> Outline:
+    corners = [(left, top), (right, top), (right, top + 1), (left, top + 1), (left, top)]
+    return Outline(corners, closed=True)
 
 
 def _runs(classes: list[list[int]], level: int) -> Iterator[tuple[int, int, int]]:
