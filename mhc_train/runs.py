@@ -151,7 +151,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": " ".join(sys.argv),
+        "command": " ".join(["mhc-train", *sys.argv[1:]]),
         "git": git_state(),
     }
 
