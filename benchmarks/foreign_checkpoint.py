@@ -31,12 +31,12 @@ ROWS = {
     "open": "open: headers and hyper-connections",
     "observe": f"observe {TOKENS} sampled tokens a sublayer",
     "measure": "measure",
-    "whole": "the whole process",
+    "whole": "`diagnose`: all of this, imports, spans and the biases alone",
 }
 
 
-def measured(folder: str) -> dict[str, Any]:
-    """Seconds of each part, and the most memory that this process has had."""
+def parts(folder: str) -> dict[str, float]:
+    """Seconds of each part, in this process."""
     marks = [time.perf_counter()]
     model = open_foreign(folder)
     marks.append(time.perf_counter())
@@ -45,39 +45,34 @@ def measured(folder: str) -> dict[str, Any]:
     document = measure(observation)
     marks.append(time.perf_counter())
     assert len(document["sublayers"]) == 2 * LAYERS
-    open_seconds, observe_seconds, measure_seconds = (b - a for a, b in zip(marks, marks[1:], strict=False))
-    return {
-        "bytes_read": model.bytes_read,
-        "seconds": {"open": open_seconds, "observe": observe_seconds, "measure": measure_seconds},
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+    return dict(
+        zip(("open", "observe", "measure"), (b - a for a, b in zip(marks, marks[1:], strict=False)), strict=True)
+    )
 
 
-def in_a_process_of_its_own(folder: str) -> dict[str, Any]:
-    """`measured`, with the seconds of the whole process, imports included."""
+def diagnosed(folder: str) -> dict[str, Any]:
+    """The command in a process of its own: seconds, bytes read, and the most memory that it has had."""
     started = time.perf_counter()
-    command = [sys.executable, __file__, "--measure", folder]
+    command = [sys.executable, "-m", "mhc_train", "diagnose", folder, "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(result.stdout)
-    found["seconds"]["whole"] = time.perf_counter() - started
-    found["seconds"] = {name: significant(seconds) for name, seconds in found["seconds"].items()}
-    return found
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"seconds": seconds, "peak_bytes": peak, "bytes_read": json.loads(result.stdout)["source"]["bytes_read"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", metavar="FOLDER", help="only measure, and print the figures as JSON")
     parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/results and docs/figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.measure:
-        print(json.dumps(measured(arguments.measure)))
-        return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         write_sparse(folder, LAYERS, WIDTH, DECOYS // LAYERS)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        found = in_a_process_of_its_own(str(folder)) | {"bytes": size}
+        whole = diagnosed(str(folder))
+        seconds = parts(str(folder)) | {"whole": whole.pop("seconds")}
+    rounded = {name: significant(value) for name, value in seconds.items()}
+    found = whole | {"bytes": size, "seconds": rounded}
     print(json.dumps(found, indent=2))
     if not arguments.record:
         return
@@ -86,8 +81,8 @@ def main() -> None:
     intro = (
         f"Made by `PYTHONPATH=tests python benchmarks/foreign_checkpoint.py --record` ({here['cpu']}, torch "
         f"{here['torch']}, one thread): {LAYERS} layers of width {WIDTH}, n = 4, in {LAYERS} shards of together "
-        f"{size / 10**9:.1f} GB, most of it holes. Read: {found['bytes_read'] / 10**6:.0f} MB. Peak memory: "
-        f"{found['peak_bytes'] / MEBIBYTE:.0f} MiB, of Python and torch too."
+        f"{size / 10**9:.1f} GB, most of it holes. Read: {found['bytes_read'] / 10**6:.0f} MB. Peak memory of "
+        f"`diagnose`: {found['peak_bytes'] / MEBIBYTE:.0f} MiB, of Python and torch too."
     )
     rows = [[ROWS[name], f"{seconds:.3g}"] for name, seconds in found["seconds"].items()]
     write_table("foreign-checkpoint", intro, ("part", "seconds"), rows)
