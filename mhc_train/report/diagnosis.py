@@ -194,8 +194,8 @@ def _sections(subjects: Subjects) -> list[Section]:
         Section(
             "conservation",
             "Conservation",
-            "Errors of 0 and gains of 1 conserve: rows are what streams receive and gradients lose, columns what "
-            "streams send and the total loses.",
+            "Errors of 0 and gains of 1 conserve: rows that sum to 1 keep the total of gradients, columns that sum "
+            "to 1 the total of the streams.",
             charts=charts.profiles(
                 subjects,
                 "row-error",

@@ -1,4 +1,4 @@
-"""The report in a real browser: no sideways scrolling on a phone or a desk, and it prints."""
+"""The reports' pages in a real browser: whole on a phone and a desk, silent, and printable."""
 
 import re
 import shutil
@@ -10,9 +10,11 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
 
+from fake_diagnoses import diagnosis  # noqa: E402
 from fake_runs import write_run  # noqa: E402
 
 from mhc_train.report.comparison import compare_runs  # noqa: E402
+from mhc_train.report.diagnosis import write_diagnosis  # noqa: E402
 from mhc_train.report.render import write_report  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
@@ -30,9 +32,15 @@ parent.postMessage(`${innerWidth} ${root.clientWidth} ${root.scrollWidth} ${Math
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium on PATH")
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["comparison", "diagnosis", "diagnoses"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
+    if request.param == "diagnosis":
+        return write_diagnosis([diagnosis(streams=8, sublayers=32, gain=1.1, biases=True)], root / "page.html")
+    if request.param == "diagnoses":
+        verdicts = {"mass": "fail", "dissipation": "warn"}
+        several = [diagnosis(f"runs/{number}", gain=1 + number, verdicts=verdicts) for number in range(3)]
+        return write_diagnosis(several, root / "page.html")
     variants = [{"connection": {"gate_init": 0.1 * number, "iterations": number}} for number in range(1, 4)]
     paths = [write_run(root / "runs", kind, gain=2.0, sublayers=8) for kind in ("residual", "hc")]
     long = [{"prompt": "word " * 40, "continuation": "x" * 400}]
@@ -64,3 +72,33 @@ def test_the_page_prints(page: Path, tmp_path: Path) -> None:
     content = (tmp_path / "report.pdf").read_bytes()
     assert content.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type\s*/Page\b", content)) >= 3
+
+
+LOOK = """<script>addEventListener("load", () => {
+const charts = [...document.querySelectorAll("svg[role=img]")];
+const known = id => document.getElementById(id);
+const labelled = charts.filter(c => c.getAttribute("aria-labelledby").split(" ").every(known));
+const seen = charts.filter(c => c.getBoundingClientRect().height > 50 && c.querySelectorAll("path").length);
+const loaded = performance.getEntriesByType("resource").length;
+document.body.dataset.looked = `${charts.length} ${labelled.length} ${seen.length} ${loaded}` })</script>"""
+
+
+def test_charts_are_there_and_labelled_and_nothing_is_loaded(page: Path, tmp_path: Path) -> None:
+    text = re.sub(r"<meta http-equiv[^>]+>", "", page.read_text())
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{LOOK}</body>"))
+    dom = chromium(tmp_path, "--window-size=1200,1000", "--dump-dom", (tmp_path / "page.html").as_uri())
+    found = re.search(r'data-looked="(\d+) (\d+) (\d+) (\d+)"', dom)
+    assert found, dom[:500]
+    charts, labelled, seen, loaded = map(int, found.groups())
+    assert charts == labelled == seen > 10
+    assert loaded == 0
+
+
+def test_the_console_stays_empty(page: Path, tmp_path: Path) -> None:
+    """With the page's own policy: whatever it broke, the browser would say."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    done = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert "CONSOLE" not in done.stderr

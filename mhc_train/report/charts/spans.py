@@ -137,5 +137,5 @@ def _spoken(title: str, values: Triangle) -> str:
 
 
 def _rounded(svg: str) -> str:
-    """Coordinates to a hundredth: thousands of cells fit into a page."""
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    """Coordinates of paths to a hundredth: thousands of cells fit into a page."""
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
