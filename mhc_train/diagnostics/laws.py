@@ -160,6 +160,7 @@ def _verdict(
         "value": value,
         "ok": rule.ok,
         "warn": _finite(rule.warn),
+        "below": rule.below,
     }
     grade = _grade(value, rule)
     if grade != "ok" and rule.needs & renounced:
@@ -255,6 +256,7 @@ def _promises(document: dict[str, Any]) -> dict[str, Any]:
         "value": promise["error"],
         "ok": promise["tolerance"],
         "warn": promise["tolerance"],
+        "below": False,
     }
     return verdict | {"verdict": "ok" if promise["kept"] else "fail", "worst": name, "evidence": evidence}
 

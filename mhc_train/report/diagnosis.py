@@ -123,8 +123,9 @@ def _limits(found: dict[str, Any] | None) -> str:
     """The statistic that is judged and its limits; a law that is only graded has none between warning and failing."""
     if not found:
         return ""
-    text = f"{found['statistic']} over tokens; ok to {found['ok']:g}"
-    return text + (f", warns to {found['warn']:g}" if found["warn"] else "")
+    word = "from" if found.get("below") else "to"
+    text = f"{found['statistic']} over tokens; ok {word} {found['ok']:g}"
+    return text + (f", warns {word} {found['warn']:g}" if found["warn"] else "")
 
 
 def _advice(subjects: Subjects, prefix: str) -> Table | None:

@@ -15,6 +15,7 @@ from mhc_train.report.words import SYMBOLS, Number, law_name
 from mhc_train.tables import WIDTH_IN_A_PIPE, number, print_table
 
 BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+AT_LEAST, AT_MOST = "\u2265", "\u2264"
 BROKEN = "\u00d7"
 """Stands in a sparkline for a number that is not finite."""
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -107,13 +108,17 @@ def _print_laws(document: Document) -> None:
         (law_name(row["law"]), _verdict(row), row["worst"] or "-", *_evidence(row["evidence"] or {}))
         for row in document["laws"]
     ]
-    _table("Laws", ("law", "verdict", "worst at", "measured", "value", "ok to"), rows, left=4, droppable=3)
+    _table("Laws", ("law", "verdict", "worst at", "measured", "value", "ok"), rows, left=4, droppable=3)
 
 
 def _evidence(found: dict[str, Any]) -> tuple[str, str, str]:
     if not found:
         return "-", "-", "-"
-    return found["measure"].replace("_", " "), number(found["value"], 4), f"{found['ok']:g}"
+    return (
+        found["measure"].replace("_", " "),
+        number(found["value"], 4),
+        f"{AT_LEAST if found.get('below') else AT_MOST} {found['ok']:g}",
+    )
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -263,7 +268,10 @@ def _print_ablations(names: Sequence[str], documents: Sequence[Document]) -> Non
 
 
 def _cost(row: dict[str, Any] | None) -> str:
-    return "-" if row is None else f"{number(row['loss_difference'], 4)} \u00b1 {number(row['standard_error'], 4)}"
+    if row is None:
+        return "-"
+    cost = f"{number(row['loss_difference'], 4)} \u00b1 {number(row['standard_error'], 4)}"
+    return f"{cost}  {row['verdict']}" if "verdict" in row else cost
 
 
 # ---------------------------------------------------------------- width
