@@ -14,9 +14,12 @@ from mhc_train.diagnostics.measurement import SCHEMA_VERSION, halves, spans
 from mhc_train.errors import ConfigError
 from mhc_train.foreign import is_foreign, observe_on_text, open_foreign
 from mhc_train.model.initialise import initial_path
+from mhc_train.schema import Config
 
 OWN_TOKENS, TEXT_TOKENS, SAMPLED_TOKENS = 4096, 1024, 256
 """Tokens by default: of a checkpoint's own validation text, of a text for somebody else's model, and drawn."""
+MEMORY, BYTES_A_NUMBER = 8 * 2**30, 32
+"""Bytes that a measurement may take by default, and takes for every number of the streams: eight copies in float32."""
 FOREIGN_SEQUENCE = 256
 """Tokens a sequence for somebody else's model."""
 ABLATIONS = ("all", "each")
@@ -62,7 +65,7 @@ def _audit_own(path: Path, inquiry: Inquiry) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
-    rows = max(1, (inquiry.tokens or OWN_TOKENS) // data.seq_len)
+    rows = max(1, (inquiry.tokens or min(OWN_TOKENS, _affordable(config))) // data.seq_len)
     model, blocks = checkpoint.model(), open_corpus(data).validation.blocks[:rows]
     # Before the first step nothing can have moved.
     start = initial_path(config.model, config.connection, config.seed) if checkpoint.state["step"] else None
@@ -71,6 +74,12 @@ def _audit_own(path: Path, inquiry: Inquiry) -> dict[str, Any]:
     if inquiry.ablate is not None:
         document["ablations"] = ablate(model, blocks, tuple(KINDS), per_sublayer=inquiry.ablate == "each")
     return document
+
+
+def _affordable(config: Config) -> int:
+    """Tokens whose streams and gradients, kept at every sublayer for the measurement, fit into the memory for them."""
+    numbers = config.connection.streams * config.model.dim * 2 * config.model.layers
+    return MEMORY // (BYTES_A_NUMBER * numbers)
 
 
 def _head(checkpoint: Checkpoint) -> dict[str, Any]:

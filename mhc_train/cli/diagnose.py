@@ -89,12 +89,24 @@ def diagnose(
     from mhc_train.diagnostics.condition import parse_condition
 
     conditions = [parse_condition(condition) for condition in fail_on or []]
+    _check(at_init, {"--data": text, "--family": family, "--ablate": ablate, "--fail-on": fail_on}, depths, jitter)
     if at_init:
         documents = _at_init(targets or [], config_name, config_dir, _numbers(depths), jitter, tokens)
     else:
         documents = _audits(targets or [], tokens, text, family, ablate)
     _show(documents, at_init, html, json)
     _fail(documents, conditions)
+
+
+def _check(at_init: bool, of_checkpoints: dict[str, Any], depths: str, jitter: float) -> None:
+    """Refuse options that would be ignored."""
+    from mhc_train.errors import ConfigError
+
+    given = [name for name, value in of_checkpoints.items() if value]
+    if at_init and given:
+        raise ConfigError(f"{given[0]} is for checkpoints: --at-init measures paths that have none.")
+    if not at_init and (depths != DEPTHS or jitter):
+        raise ConfigError("--depths and --jitter are of untrained paths: type --at-init with them.")
 
 
 def _audits(
@@ -121,8 +133,14 @@ def _at_init(
     from mhc_train.training.jobs import check, multiply
 
     asked = overrides if any("connection=" in text for text in overrides) else [*overrides, "connection=hc,mhc"]
-    configs = check(multiply(asked, config_dir), config_name, config_dir)
-    return [at_init(config, depths, jitter, tokens or TOKENS, config.seed) for config in configs]
+    runs = multiply(asked, config_dir)
+    configs = check(runs, config_name, config_dir)
+    documents = [at_init(config, depths, jitter, tokens or TOKENS, config.seed) for config in configs]
+    titles = [document["connection"] for document in documents]
+    if len(set(titles)) < len(titles):  # the same connection with other keys
+        for document, run in zip(documents, runs, strict=True):
+            document["connection"] = " ".join(run)
+    return documents
 
 
 def _numbers(text: str) -> list[int]:

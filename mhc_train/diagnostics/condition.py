@@ -17,6 +17,10 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 PATTERN = re.compile(
     r"\s*(?P<name>[a-z_0-9]+)(?:\.(?P<statistic>mean|min|median|p99|max))?\s*(?P<op>>=|<=|>|<)\s*(?P<limit>\S+)\s*"
 )
+BETWEEN_STREAMS = frozenset(
+    {"difference_gain", "stream_difference", "stream_cosine", "difference_before", "gradient_difference"}
+)
+"""What has no meaning for one stream, and so is beyond no limit."""
 VERDICTS = {"warn": ("warn", "fail"), "fail": ("fail",)}
 
 
@@ -39,10 +43,12 @@ class Verdicts:
     among: tuple[str, ...]
 
     def violations(self, document: dict[str, Any]) -> list[str]:
-        """The laws."""
+        """The laws, of the biases alone too."""
+        parts = [("", document), ("of the biases alone: ", document.get("biases", {"laws": []}))]
         return [
-            f"{law['law']}: {law['verdict']} at {law['worst']}"
-            for law in document["laws"]
+            f"{where}{law['law']}: {law['verdict']} at {law['worst']}"
+            for where, part in parts
+            for law in part["laws"]
             if law["verdict"] in self.among
         ]
 
@@ -71,6 +77,8 @@ class Limit:
                 f"--fail-on {self.name}: no such measurement here. There are {', '.join(known)}; and of composites, "
                 "such as composite_forward_gain, those that are measured of a single map."
             )
+        if document["streams"] == 1 and key in BETWEEN_STREAMS:
+            return []
         return [
             f"{self.name}.{self.statistic} = {value} at {name}"
             for name, value in found

@@ -27,10 +27,12 @@ Numbers = dict[str, Tensor]
 def measure(observation: Observation) -> dict[str, Any]:
     """Everything that is known of a residual path, as plain JSON data; numbers are `{mean, min, median, p99, max}`.
 
-    What was not observed is absent; null is a number that is not finite, or has no meaning for one stream.
+    What was not observed is absent. A token for which a number has no meaning (a share of no energy at all) is left out
+    of its statistics; null is a number that is not finite, or has a meaning for no token.
     """
     maps = [crossing.res.double() for crossing in observation.crossings]
     document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
         "convention": CONVENTION,
         "streams": maps[0].shape[-1],
         "tokens": maps[0].shape[0],
@@ -49,8 +51,8 @@ def halves(observation: Observation) -> dict[str, Any]:
     """Token means of the composites of the first half of the sublayers, the second, and all (the paper's Figure 8)."""
     maps = [crossing.res.double() for crossing in observation.crossings]
     middle = max(1, len(maps) // 2)
-    parts = {"first": maps[:middle], "second": maps[middle:] or maps, "whole": maps}
-    return {name: entries(forward_composites(part)[-1].mean(0)) for name, part in parts.items()}
+    parts = {"first": maps[:middle], "second": maps[middle:], "whole": maps}
+    return {name: entries(forward_composites(part)[-1].mean(0)) for name, part in parts.items() if part}
 
 
 def spans(observation: Observation) -> dict[str, list[list[float | None]]]:
@@ -74,7 +76,12 @@ def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, A
     rows = zip(observation.names, observation.crossings, maps, after, strict=True)
     return [
         {"index": index, "name": name}
-        | summarise(_of_maps(crossing, H) | _of_signal(crossing, H, streams) | _of_gradient(crossing, H))
+        | summarise(
+            _of_maps(crossing, H)
+            | _of_signal(crossing, H, streams)
+            | _of_gradient(crossing, H)
+            | {"not_finite": _not_finite(crossing)}
+        )
         | {"of_token_means": _of_mean(H.mean(0)), "promises": kept(observation.guarantees, crossing, H)}
         | {"mean_maps": {key: entries(getattr(crossing, key).mean(0)) for key in ("pre", "post", "res")}}
         for index, (name, crossing, H, streams) in enumerate(rows)
@@ -126,13 +133,23 @@ def _of_gradient(crossing: Crossing, H: Tensor) -> Numbers:
     after = found.after.double()
     branch = crossing.pre.double().unsqueeze(-1) * found.read.double().unsqueeze(-2)
     numbers = signals.gradient_ledger(after, H, branch, found.coefficients.double(), found.total.double())
+    numbers["gradient_difference"] = signals.stream_difference(after)
     written = (crossing.post.double().unsqueeze(-1) * after).sum(-2)
     # The loss is a mean over tokens; a token's own part of it has gradients that do not depend on how many there are.
-    numbers["gradient_difference"] = signals.stream_difference(after)
     numbers["output_gradient"] = len(after) * written.norm(dim=-1)
     if found.logits is not None:
         numbers["mixer_gradient"] = len(after) * found.logits.double().norm(dim=-1)
+        numbers["mixer_gradient_ratio"] = numbers["mixer_gradient"] / numbers["output_gradient"]
     return numbers
+
+
+def _not_finite(crossing: Crossing) -> Tensor:
+    """1 for every token of which something that was observed is not finite, else 0."""
+    observed = [crossing.pre, crossing.post, crossing.res, crossing.streams, crossing.output]
+    if crossing.backward is not None:
+        observed += [crossing.backward.after, crossing.backward.total]
+    finite_parts = [part.flatten(1).isfinite().all(1) for part in observed if part is not None]
+    return (~torch.stack(finite_parts).all(0)).double()
 
 
 def _curve(
@@ -155,10 +172,10 @@ def _of_mean(mean: Tensor) -> dict[str, float | None]:
 
 
 def summarise(numbers: Numbers) -> dict[str, dict[str, float | None]]:
-    """`{mean, min, median, p99, max}` of every measurement over its tokens; null where a statistic is not finite."""
+    """`{mean, min, median, p99, max}` of every measurement over the tokens that have it; null where not finite."""
     table = torch.stack([values.double().flatten() for values in numbers.values()])
-    quantiles = torch.quantile(table, table.new_tensor(list(QUANTILES.values())), dim=1)
-    rows = torch.cat([table.mean(1).unsqueeze(0), quantiles]).T.tolist()
+    quantiles = torch.nanquantile(table, table.new_tensor(list(QUANTILES.values())), dim=1)
+    rows = torch.cat([table.nanmean(1).unsqueeze(0), quantiles]).T.tolist()
     return {
         name: {statistic: finite(number) for statistic, number in zip(("mean", *QUANTILES), row, strict=True)}
         for name, row in zip(numbers, rows, strict=True)
@@ -166,7 +183,7 @@ def summarise(numbers: Numbers) -> dict[str, dict[str, float | None]]:
 
 
 def statistics(values: Tensor) -> dict[str, float | None]:
-    """`{mean, min, median, p99, max}` over tokens; null where a statistic is not finite."""
+    """`{mean, min, median, p99, max}` over the tokens that have a value; null where a statistic is not finite."""
     return summarise({"values": values})["values"]
 
 

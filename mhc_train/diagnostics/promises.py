@@ -36,7 +36,7 @@ def kept(guarantees: tuple[Guarantee, ...], crossing: Crossing, H: Tensor) -> li
         no infinity; without a token in the domain, error and kept are null.
     """
     spread = _logit_range(crossing, len(H))
-    return [_entry(guarantee, ERRORS[guarantee.law](H)[spread <= guarantee.logit_range]) for guarantee in guarantees]
+    return [_entry(guarantee, ERRORS[guarantee.law](H)[~(spread > guarantee.logit_range)]) for guarantee in guarantees]
 
 
 def _logit_range(crossing: Crossing, tokens: int) -> Tensor:

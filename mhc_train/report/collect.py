@@ -13,6 +13,9 @@ from mhc_train.errors import CheckpointError
 from mhc_train.files import read_json_lines
 from mhc_train.runs import Run, find_run
 
+MOVED = ("stream_difference", "effective_streams", "stream_cosine")
+"""Measurements that are of the streams after a sublayer, and were of those before it in lines without a version."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -77,9 +80,17 @@ def read_run(path: Path) -> RunRecord:
         status=status,
         environment=run.environment(),
         metrics=read_json_lines(run.metrics),
-        measurements=read_json_lines(run.measurements),
+        measurements=[_comparable(line) for line in read_json_lines(run.measurements)],
         samples=_samples(run),
     )
+
+
+def _comparable(measurement: dict[str, Any]) -> dict[str, Any]:
+    """A line of measurements without what the first version measured elsewhere: the streams before the write."""
+    if "schema_version" in measurement:
+        return measurement
+    rows = [{key: row[key] for key in row if key not in MOVED} for row in measurement["sublayers"]]
+    return measurement | {"sublayers": rows}
 
 
 def group_arms(records: list[RunRecord]) -> list[Arm]:

@@ -122,7 +122,7 @@ def test_a_mixer_without_a_gradient() -> None:
         connection.bias[8:] = 160 * (torch.eye(4) - 1).flatten()
     found = verdicts(model)["dead_mixer"]
     assert (found["verdict"], found["worst"]) == ("fail", NAME)
-    assert found["evidence"]["measure"] == "mixer_gradient" and found["evidence"]["value"] == 0
+    assert found["evidence"]["measure"] == "mixer_gradient_ratio" and found["evidence"]["value"] == 0
 
 
 def test_a_mixer_that_never_moved() -> None:
@@ -183,7 +183,14 @@ def test_without_observed_streams_only_maps_are_judged() -> None:
             key for key in entry if key.startswith(("energy", "gradient", "stream", "least_energy", "outlier"))
         ]:
             del entry[key]
-        for key in ("majorisation_excess", "mixer_gradient", "difference_before", "output_gradient"):
+        for key in (
+            "majorisation_excess",
+            "mixer_gradient",
+            "mixer_gradient_ratio",
+            "difference_before",
+            "output_gradient",
+            "not_finite",
+        ):
             del entry[key]
     found = {law["law"]: law["verdict"] for law in judge(document)}
     assert found["starved_stream"] == found["distinct_streams"] == found["majorisation"] == "not applicable"
