@@ -11,7 +11,7 @@ from mhc_train.diagnostics import Observation, measure, observe
 from mhc_train.diagnostics.ablation import KINDS, ablate
 from mhc_train.diagnostics.information import information
 from mhc_train.diagnostics.measurement import SCHEMA_VERSION, halves, spans
-from mhc_train.errors import ConfigError
+from mhc_train.errors import CheckpointError, ConfigError
 from mhc_train.foreign import is_foreign, observe_on_text, open_foreign
 from mhc_train.model.initialise import initial_path
 from mhc_train.schema import Config
@@ -51,17 +51,36 @@ def audit(target: str, inquiry: Inquiry) -> dict[str, Any]:
         ConfigError: what is asked cannot be answered for this kind of checkpoint.
         DataError: the text is not available.
     """
-    if inquiry.ablate not in (None, *ABLATIONS):
-        raise ConfigError(f"--ablate {inquiry.ablate}: type --ablate {' or --ablate '.join(ABLATIONS)}.")
+    check(target, inquiry)
     return _audit_foreign(target, inquiry) if is_foreign(target) else _audit_own(Path(target), inquiry)
 
 
-def _audit_own(path: Path, inquiry: Inquiry) -> dict[str, Any]:
+def check(target: str, inquiry: Inquiry) -> None:
+    """Refuse what cannot be answered, before anything is measured.
+
+    Raises:
+        CheckpointError: there is nothing of that name.
+        ConfigError: what is asked cannot be answered for this kind of checkpoint.
+    """
+    if inquiry.ablate not in (None, *ABLATIONS):
+        raise ConfigError(f"--ablate {inquiry.ablate}: type --ablate {' or --ablate '.join(ABLATIONS)}.")
+    if is_foreign(target):
+        if inquiry.ablate is not None:
+            raise ConfigError("--ablate changes a model while it runs, which works for checkpoints of mhc-train alone.")
+        return
+    if not Path(target).exists():
+        raise CheckpointError(
+            f"{target}: there is no such file or directory. Give a run directory, a checkpoint of one, a folder with "
+            "safetensors files, or ORG/NAME of a model on the Hub; overrides go with --at-init."
+        )
     if inquiry.text is not None or inquiry.family is not None:
         raise ConfigError(
-            f"{path} is a checkpoint of mhc-train: it is measured on its own validation tokens, and says itself what "
+            f"{target} is a checkpoint of mhc-train: it is measured on its own validation tokens, and says itself what "
             "it is. --data and --family are for those of others."
         )
+
+
+def _audit_own(path: Path, inquiry: Inquiry) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint.tokenizer))
@@ -92,8 +111,6 @@ def _head(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _audit_foreign(target: str, inquiry: Inquiry) -> dict[str, Any]:
-    if inquiry.ablate is not None:
-        raise ConfigError("--ablate changes a model while it runs, which works for checkpoints of mhc-train alone.")
     foreign = open_foreign(target, inquiry.family)
     head = {
         "schema_version": SCHEMA_VERSION,

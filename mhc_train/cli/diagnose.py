@@ -27,7 +27,10 @@ def diagnose(
     tokens: Annotated[
         int | None,
         typer.Option(
-            "--tokens", min=1, help="Tokens to measure on: 4096 of ours, 1024 of a text, 256 drawn.", show_default=False
+            "--tokens",
+            min=1,
+            help="Tokens to measure on, in whole sequences: 4096 of ours, 1024 of a text, 256 drawn.",
+            show_default=False,
         ),
     ] = None,
     text: Annotated[
@@ -62,7 +65,8 @@ def diagnose(
         list[str] | None,
         typer.Option(
             "--fail-on",
-            help="Exit with code 6 if this holds anywhere: 'composite_forward_gain>10', or fail, or warn. Repeatable.",
+            help="Exit with code 6 if this holds anywhere: 'composite_forward_gain>10', fail, warn, fail:mass. "
+            "Repeatable; docs/measurements.md has all names.",
             show_default=False,
         ),
     ] = None,
@@ -89,7 +93,9 @@ def diagnose(
     from mhc_train.diagnostics.condition import parse_condition
 
     conditions = [parse_condition(condition) for condition in fail_on or []]
-    _check(at_init, {"--data": text, "--family": family, "--ablate": ablate, "--fail-on": fail_on}, depths, jitter)
+    _check(
+        at_init, html, {"--data": text, "--family": family, "--ablate": ablate, "--fail-on": fail_on}, depths, jitter
+    )
     if at_init:
         documents = _at_init(targets or [], config_name, config_dir, _numbers(depths), jitter, tokens)
     else:
@@ -98,10 +104,12 @@ def diagnose(
     _fail(documents, conditions)
 
 
-def _check(at_init: bool, of_checkpoints: dict[str, Any], depths: str, jitter: float) -> None:
-    """Refuse options that would be ignored."""
+def _check(at_init: bool, html: Path | None, of_checkpoints: dict[str, Any], depths: str, jitter: float) -> None:
+    """Refuse what would be ignored or could not be written, before anything is measured."""
     from mhc_train.errors import ConfigError
 
+    if html is not None and html.is_dir():
+        raise ConfigError(f"--html {html}: this is a directory; name the page, such as {html / 'diagnosis.html'}.")
     given = [name for name, value in of_checkpoints.items() if value]
     if at_init and given:
         raise ConfigError(f"{given[0]} is for checkpoints: --at-init measures paths that have none.")
@@ -112,12 +120,20 @@ def _check(at_init: bool, of_checkpoints: dict[str, Any], depths: str, jitter: f
 def _audits(
     targets: list[str], tokens: int | None, text: Path | None, family: str | None, ablate: str | None
 ) -> list[dict[str, Any]]:
-    from mhc_train.audit import Inquiry, audit
+    from mhc_train.audit import Inquiry, audit, check
+    from mhc_train.console import say
     from mhc_train.errors import ConfigError
 
     if not targets:
         raise ConfigError("Name what to measure: a run, a checkpoint, a folder, a model on the Hub; or type --at-init.")
-    return [audit(target, Inquiry(tokens, text, family, ablate)) for target in targets]
+    inquiry = Inquiry(tokens, text, family, ablate)
+    for target in targets:
+        check(target, inquiry)
+    documents = []
+    for number, target in enumerate(targets, 1):
+        say(f"Measuring {target} ({number} of {len(targets)})")
+        documents.append(audit(target, inquiry))
+    return documents
 
 
 def _at_init(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mhc_train.diagnostics.promises import SLACK
 from mhc_train.mixers import Guarantee, Law
 
 Entry = dict[str, Any]
@@ -65,19 +66,24 @@ STOCHASTIC = frozenset({Law.MASS, Law.TIME_SYMMETRY, Law.POSITIVITY})
 RULES = (
     Rule("finite", "sublayers", "not_finite", "max", 0.0, 0.0,
          "all that was observed is finite",
-         "the numbers below leave out what is not a number: look for the first sublayer that is named, and its input"),
+         "this is the first sublayer with a number that is not finite: look at its weights and its input"),
+    Rule("finite", "sublayers", "gradient_not_finite", "max", 0.0, 0.0,
+         "all gradients are finite",
+         "the signal is finite and a gradient is not: look at what comes after this sublayer, and at the loss"),
     Rule("mass", "sublayers", "column_error", "max", 1e-3, 1e-2,
          "columns of H_res sum to 1: what the streams hold in total is neither lost nor made",
-         "the mixer leaks or pumps: for HC take a constrained mixer (connection=mhc), for Sinkhorn more rounds "
-         "(connection.iterations) or an exact mixer (mhc_lite, mhc_newton)", needs=frozenset({Law.MASS})),
+         "the mixer leaks or pumps: a free one wants a constraint (mhc), a Sinkhorn more rounds (connection.iterations "
+         "here, hc_sinkhorn_iters elsewhere) or an exact parametrisation (mhc_lite, mhc_newton)",
+         needs=frozenset({Law.MASS})),
     Rule("time_symmetry", "sublayers", "row_error", "max", 1e-3, 1e-2,
          "rows of H_res sum to 1: gradients keep their total on the way back",
-         "gradients are scaled at this sublayer: as for mass, on the other side of the matrix",
+         "gradients are scaled at this sublayer: a free mixer wants a constraint, a Sinkhorn more rounds or an exact "
+         "parametrisation",
          needs=frozenset({Law.TIME_SYMMETRY})),
     Rule("dissipation", "sublayers", "spectral_norm", "max", 1.001, 1.02,
          "mixing creates no energy: sigma_max(H_res) is at most 1",
-         "this mixer is an active amplifier: over the depth its gain multiplies; constrain it, or clip and watch the "
-         "composites"),
+         "this mixer can amplify: whether it adds up over the depth, closure_forward and closure_backward tell; a "
+         "constraint, or a Sinkhorn that converges, bounds it"),
     Rule("energy", "sublayers", "smallest_singular_value", "min", 0.999, 0.98,
          "mixing loses no energy: sigma_min(H_res) is at least 1",
          "the mixer is not the rotation that it declares: look for a change of precision or parametrisation",
@@ -166,6 +172,9 @@ def _verdict(
 ) -> dict[str, Any]:
     verdict: dict[str, Any] = _words(rule.law, rule.meaning, rule.advice, _declared(guarantee))
     entries = [entry for entry in _entries(document, rule) if rule.measure in entry and rule.counts(entry)]
+    if _broken(document) and rule.law != "finite":
+        # That has a verdict of its own; here only what is known can be judged.
+        entries = [entry for entry in entries if entry[rule.measure][rule.statistic] is not None]
     if not entries or (rule.law in BETWEEN_STREAMS and document["streams"] == 1):
         return verdict
     worst, value = _worst(entries, rule)
@@ -181,6 +190,12 @@ def _verdict(
     if grade != "ok" and rule.needs & renounced:
         grade = "not promised"
     return verdict | {"verdict": grade, "worst": worst["name"], "evidence": evidence}
+
+
+def _broken(document: dict[str, Any]) -> bool:
+    """Whether anything that was observed is not finite."""
+    keys = ("not_finite", "gradient_not_finite")
+    return any(entry[key]["max"] for entry in document["sublayers"] for key in keys if key in entry)
 
 
 def _words(law: str, meaning: str, advice: str, declared: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -265,6 +280,8 @@ def _promises(document: dict[str, Any]) -> dict[str, Any]:
     if not judged:
         return verdict
     name, promise = max(judged, key=lambda pair: _excess(pair[1]))
+    judged_laws = {each["law"] for _, each in judged}
+    idle = sorted({each["law"] for entry in document["sublayers"] for each in entry["promises"]} - judged_laws)
     evidence = {
         "measure": f"error of {promise['law']}",
         "statistic": "max",
@@ -272,13 +289,17 @@ def _promises(document: dict[str, Any]) -> dict[str, Any]:
         "ok": promise["tolerance"],
         "warn": promise["tolerance"],
         "below": False,
+        "not_judged": idle,
     }
+    if idle:
+        verdict["meaning"] += f"; no token's logits lie where it declares {' and '.join(idle).replace('_', ' ')}"
     return verdict | {"verdict": "ok" if promise["kept"] else "fail", "worst": name, "evidence": evidence}
 
 
 def _excess(promise: dict[str, Any]) -> tuple[bool, float]:
+    """Broken first; then by the error over its tolerance."""
     error = promise["error"]
-    return not promise["kept"], math.inf if error is None else error - promise["tolerance"]
+    return not promise["kept"], math.inf if error is None else error / max(promise["tolerance"], SLACK)
 
 
 def _declared(guarantee: Guarantee | None) -> dict[str, float | None] | None:

@@ -77,10 +77,7 @@ def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, A
     return [
         {"index": index, "name": name}
         | summarise(
-            _of_maps(crossing, H)
-            | _of_signal(crossing, H, streams)
-            | _of_gradient(crossing, H)
-            | {"not_finite": _not_finite(crossing)}
+            _of_maps(crossing, H) | _of_signal(crossing, H, streams) | _of_gradient(crossing, H) | _not_finite(crossing)
         )
         | {"of_token_means": _of_mean(H.mean(0)), "promises": kept(observation.guarantees, crossing, H)}
         | {"mean_maps": {key: entries(getattr(crossing, key).mean(0)) for key in ("pre", "post", "res")}}
@@ -126,30 +123,39 @@ def _of_state(streams: Tensor) -> Numbers:
 
 
 def _of_gradient(crossing: Crossing, H: Tensor) -> Numbers:
-    """How the loss's gradient passes the sublayer, and what of it reaches the mixer and the sublayer's output."""
+    """How the loss's gradient passes the sublayer, and what of it reaches the mixer and the sublayer's output.
+
+    The loss is a mean over tokens; numbers are of the sum, whose gradients do not depend on how many tokens there are.
+    """
     found = crossing.backward
     if found is None:
         return {}
-    after = found.after.double()
-    branch = crossing.pre.double().unsqueeze(-1) * found.read.double().unsqueeze(-2)
-    numbers = signals.gradient_ledger(after, H, branch, found.coefficients.double(), found.total.double())
+    after, read, coefficients, total = (
+        len(part) * part.double() for part in (found.after, found.read, found.coefficients, found.total)
+    )
+    branch = crossing.pre.double().unsqueeze(-1) * read.unsqueeze(-2)
+    numbers = signals.gradient_ledger(after, H, branch, coefficients, total)
     numbers["gradient_difference"] = signals.stream_difference(after)
     written = (crossing.post.double().unsqueeze(-1) * after).sum(-2)
-    # The loss is a mean over tokens; a token's own part of it has gradients that do not depend on how many there are.
-    numbers["output_gradient"] = len(after) * written.norm(dim=-1)
+    numbers["output_gradient"] = written.norm(dim=-1)
     if found.logits is not None:
         numbers["mixer_gradient"] = len(after) * found.logits.double().norm(dim=-1)
         numbers["mixer_gradient_ratio"] = numbers["mixer_gradient"] / numbers["output_gradient"]
     return numbers
 
 
-def _not_finite(crossing: Crossing) -> Tensor:
-    """1 for every token of which something that was observed is not finite, else 0."""
-    observed = [crossing.pre, crossing.post, crossing.res, crossing.streams, crossing.output]
+def _not_finite(crossing: Crossing) -> Numbers:
+    """1 for every token of which something that was observed is not finite, else 0; gradients by themselves."""
+    forwards = [crossing.pre, crossing.post, crossing.res, crossing.streams, crossing.output]
+    numbers = {"not_finite": _any_not_finite([part for part in forwards if part is not None])}
     if crossing.backward is not None:
-        observed += [crossing.backward.after, crossing.backward.total]
-    finite_parts = [part.flatten(1).isfinite().all(1) for part in observed if part is not None]
-    return (~torch.stack(finite_parts).all(0)).double()
+        back = crossing.backward
+        numbers["gradient_not_finite"] = _any_not_finite([back.after, back.read, back.coefficients, back.total])
+    return numbers
+
+
+def _any_not_finite(parts: list[Tensor]) -> Tensor:
+    return torch.stack([~part.flatten(1).isfinite().all(1) for part in parts]).any(0).double()
 
 
 def _curve(

@@ -102,6 +102,11 @@ def test_verdicts_can_fail_a_build(
         (["--at-init", "--depths", "2,x"], "numbers of sublayers"),
         (["--at-init", "--depths", "0"], "depths"),
         (["--at-init", "connection=nothing"], "connection"),
+        (["--at-init", "--fail-on", "fail"], "--fail-on is for checkpoints"),
+        (["--at-init", "--ablate", "all"], "--ablate is for checkpoints"),
+        (["RUN", "--jitter", "1"], "type --at-init"),
+        (["RUN", "--html", "."], "this is a directory"),
+        (["RUN", "--fail-on", "forwardgain>1"], "did you mean forward_gain"),
     ],
 )
 def test_what_makes_no_sense_is_exit_code_2(
@@ -130,6 +135,20 @@ def test_untrained_paths_over_depths(
     )
     table = capsys.readouterr().out
     assert "1.1" in table and "hc" in table and "<svg" in page.read_text()
+
+
+def test_the_same_connection_with_other_keys_is_told_apart(diagnosed: Any) -> None:
+    document = diagnosed("--at-init", "connection=mhc", "connection.streams=2,4", "--depths", "2", "--tokens", 4)
+    names = [part["connection"] for part in document["diagnoses"]]
+    assert len(set(names)) == 2 and all("connection.streams=" in name for name in names)
+
+
+def test_what_is_not_there_is_said_before_anything_is_measured(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "diagnose", str(runs["mhc"]), "connection=hc") == 4
+    out, err = capsys.readouterr()
+    assert not out and "connection=hc: there is no such file" in err and "Measuring" not in err
 
 
 def deepseek(directory: Path, width: int = 8, layers: int = 2) -> Path:

@@ -1,7 +1,9 @@
 """Verdicts find the faults that are planted, name the sublayer, and leave sound paths alone."""
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mhc_train.config.compose import compose, groups
-from mhc_train.diagnostics import measure, observe
-from mhc_train.diagnostics.laws import RULES, judge
+from mhc_train.diagnostics import Observation, measure, observe
+from mhc_train.diagnostics.laws import RULES
+from mhc_train.diagnostics.observation import Crossing
 from mhc_train.model import Transformer
 from mhc_train.schema import ConnectionConfig, ModelConfig
 
@@ -177,21 +180,72 @@ def test_every_verdict_says_what_it_means_and_what_to_try() -> None:
 
 
 def test_without_observed_streams_only_maps_are_judged() -> None:
-    document = measure(observe(trained(ConnectionConfig()), BLOCKS))
-    for entry in document["sublayers"]:
-        for key in [
-            key for key in entry if key.startswith(("energy", "gradient", "stream", "least_energy", "outlier"))
-        ]:
-            del entry[key]
-        for key in (
-            "majorisation_excess",
-            "mixer_gradient",
-            "mixer_gradient_ratio",
-            "difference_before",
-            "output_gradient",
-            "not_finite",
-        ):
-            del entry[key]
-    found = {law["law"]: law["verdict"] for law in judge(document)}
+    seen = observe(trained(ConnectionConfig()), BLOCKS)
+    crossings = [replace(crossing, streams=None, output=None, backward=None) for crossing in seen.crossings]
+    found = {law["law"]: law["verdict"] for law in measure(replace(seen, crossings=crossings, last=None))["laws"]}
     assert found["starved_stream"] == found["distinct_streams"] == found["majorisation"] == "not applicable"
     assert found["time_symmetry"] == "ok"
+
+
+def test_a_sublayer_that_writes_to_one_stream_alone() -> None:
+    model = Transformer(MODEL, ConnectionConfig(kind="hc"), 32)
+    with torch.no_grad():
+        model.path[FAULTY].bias_post.copy_(torch.tensor([4.0, 0, 0, 0]))
+    found = verdicts(model)["hub"]
+    assert (found["verdict"], found["worst"]) == ("warn", NAME) and found["evidence"]["measure"] == "post_gini"
+
+
+def test_a_leak_that_no_single_map_shows_adds_up() -> None:
+    crossings = [Crossing(torch.ones(1, 4) / 4, torch.ones(1, 4), 0.9905 * torch.eye(4).unsqueeze(0))] * 96
+    names = [f"layers.{index // 2}.{('attention', 'feedforward')[index % 2]}" for index in range(96)]
+    found = {law["law"]: law for law in measure(Observation(names, crossings, "made by hand"))["laws"]}
+    assert found["mass"]["verdict"] == "warn" and found["closure_forward"]["verdict"] == "ok"
+    assert found["closure_mass"]["verdict"] == "fail" and found["closure_mass"]["worst"] == names[-1]
+    assert found["closure_mass"]["evidence"]["value"] == pytest.approx(-96 * math.log(0.9905), rel=1e-4)
+
+
+def test_a_gradient_that_has_all_but_vanished_beside_the_others() -> None:
+    model = trained(ConnectionConfig(mixer="sinkhorn"))
+    with torch.no_grad():
+        model.path[FAULTY].gate[2] = 0
+        model.path[FAULTY].bias[8:] = 22 * (torch.eye(4) - 1).flatten()
+    found = verdicts(model)["dead_mixer"]
+    assert (found["verdict"], found["worst"]) == ("warn", NAME) and 0 < found["evidence"]["value"] < 1e-9
+
+
+def test_a_token_without_a_stream_is_no_fault() -> None:
+    model = trained(ConnectionConfig())
+    with torch.no_grad():
+        model.embedding.weight[BLOCKS[0, 0]] = 0  # a padding token
+    found = verdicts(model)
+    assert found["finite"]["verdict"] == "ok"
+    assert not [law for law, verdict in found.items() if verdict["verdict"] == "fail"]
+    silent = trained(ConnectionConfig())
+    with torch.no_grad():
+        for layer in range(MODEL.layers):
+            silent.attention[layer].output.weight.zero_()
+            silent.feedforward[layer].down.weight.zero_()
+    assert not [law for law, verdict in verdicts(silent).items() if verdict["verdict"] == "fail"]
+
+
+def test_what_is_not_finite_has_a_verdict_of_its_own() -> None:
+    model = trained(ConnectionConfig(mixer="birkhoff"))
+    with torch.no_grad():
+        model.path[FAULTY].bias[8:] = math.nan
+    found = verdicts(model)
+    assert (found["finite"]["verdict"], found["finite"]["worst"]) == ("fail", NAME)
+    assert (found["declared"]["verdict"], found["declared"]["worst"]) == ("fail", NAME)
+    assert found["mass"]["verdict"] == "ok" and "hoards" not in str(found["finite"])
+
+
+def test_a_composite_that_overflows_is_a_failure() -> None:
+    crossings = [Crossing(torch.ones(1, 2) / 2, torch.ones(1, 2), 1e30 * torch.eye(2).unsqueeze(0))] * 12
+    found = {law["law"]: law for law in measure(Observation(list("abcdefghijkl"), crossings, "made by hand"))["laws"]}
+    assert found["closure_forward"]["verdict"] == "fail" and found["closure_forward"]["evidence"]["value"] is None
+    assert found["finite"]["verdict"] == "ok" and found["no_collapse"]["verdict"] != "fail"
+
+
+def test_promises_name_what_no_token_could_test() -> None:
+    found = verdicts(Transformer(MODEL, ConnectionConfig(), 32))["declared"]
+    assert found["verdict"] == "ok" and found["evidence"]["not_judged"] == ["dissipation", "mass"]
+    assert "dissipation and mass" in found["meaning"]

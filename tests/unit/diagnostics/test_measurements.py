@@ -320,13 +320,34 @@ def test_conditions_look_at_the_extreme_token_and_take_null_for_a_violation() ->
     assert parse_condition("smallest_entry<0").violations(document)
     assert not parse_condition("row_error.min > 1e9").violations(document)
     document["sublayers"][2]["row_error"]["max"] = None
-    assert parse_condition("row_error>1e9").violations(document) == ["row_error.max = None at layers.1.attention"]
-    for text, name in itertools.product(("{}", "{}=1", "{}>x", "{}.sum>1"), ("row_error",)):
+    assert parse_condition("row_error>1e9").violations(document) == [
+        "row_error.max > 1e+09: it is not finite at layers.1.attention"
+    ]
+    for text, name in itertools.product(("{}", "{}=1", "{}>x", "{}.sum>1", "{}>nan", "{}<inf"), ("row_error",)):
         with pytest.raises(ConfigError, match="not a condition"):
             parse_condition(text.format(name))
     broken = [law["law"] for law in document["laws"] if law["verdict"] == "fail"]
     assert broken and [place.partition(":")[0] for place in parse_condition(" fail ").violations(document)] == broken
     assert len(parse_condition("warn").violations(document)) > len(broken)
     assert parse_condition("dobrushin.median>1e-9").violations(document)
-    with pytest.raises(ConfigError, match="no such measurement"):
-        parse_condition("gain>1").violations(document)
+    assert parse_condition("fail:mass").violations(document) and not parse_condition("fail:outliers").violations(
+        document
+    )
+    for text, hint in (
+        ("forwardgain>1", "did you mean forward_gain"),
+        ("fail:masss", "did you mean mass"),
+        ("x>1", "x"),
+    ):
+        with pytest.raises(ConfigError, match=hint):
+            parse_condition(text)
+    del document["sublayers"][0]["outlier"], document["sublayers"][2]["outlier"]
+    assert not parse_condition("outlier>1e9").violations(document)  # what some sublayers have is judged there
+    with pytest.raises(ConfigError, match="not measured here"):
+        parse_condition("mixer_drift>1").violations(document)
+
+
+def test_what_has_no_meaning_for_one_stream_is_beyond_no_limit() -> None:
+    document = measure(observe(random_model("residual"), BLOCKS))
+    for text in ("stream_difference<1e-3", "composite_difference_gain<0.01", "stream_cosine>0.9"):
+        assert not parse_condition(text).violations(document)
+    assert parse_condition("forward_gain>=1").violations(document)
