@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from tiny import overrides, run_command
 
 NUMBER_OF_SUBLAYERS = 4
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +192,32 @@ def test_a_folder_without_hyper_connections_is_exit_code_4(
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     assert run_command(monkeypatch, "diagnose", str(folder)) == 4
     assert "llama" in capsys.readouterr().err
+
+
+def test_every_documented_diagnosis_runs(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command of the README, the docs and --help, on runs and a folder of ours; the Hub is not reached."""
+    names = ("README.md", *(f"docs/{name}.md" for name in ("measurements", "ablations", "stress", "other-checkpoints")))
+    monkeypatch.setenv("COLUMNS", "300")
+    run_command(monkeypatch, "diagnose", "--help")
+    pages = [capsys.readouterr().out.replace("│", ""), *((REPOSITORY / name).read_text() for name in names)]
+    lines = {line.split("    #")[0].split(" #")[0].strip() for page in pages for line in page.splitlines()}
+    folder, seen = deepseek(tmp_path / "v4"), 0
+    monkeypatch.chdir(tmp_path)
+    for line in sorted(line for line in lines if line.startswith("mhc-train diagnose ") and "ORG/NAME" not in line):
+        words = shlex.split(line)[2:]
+        if "RUN" in words or "--data" in words:  # the latter wants a whole model of theirs
+            continue
+        typed = [_replaced(word, runs, folder) for word in words]
+        more = ["--depths", "2,4"] if "--at-init" in words else []
+        code = run_command(monkeypatch, "diagnose", *typed, *more, "--tokens", "64")
+        assert code in (0, 6 if "--fail-on" in words else 0), line
+        seen += 1
+    assert seen >= 8
+
+
+def _replaced(word: str, runs: dict[str, Path], folder: Path) -> str:
+    if word.startswith(("models/", "path/")):
+        return str(folder)
+    return str(runs["hc" if "-hc-" in word else "mhc"]) if word.startswith("runs/") else word
