@@ -13,7 +13,7 @@ from functools import cached_property
 from mhc_train.errors import CheckpointError
 from mhc_train.mixers import Law
 
-LAYER = r"(?!.*\bmtp)(?:[\w.]+\.)?layers\.(?P<layer>\d+)\."
+LAYER = r"(?!.*\bmtp)(?:[\w.]+\.)?layers\.(?P<layer>[0-9]{1,4})\."
 """Layers of the main model; those that predict further tokens are no part of its path."""
 HEAD = r"(?!.*\b(?:mtp|layers\.))(?:[\w.]+\.)?hc_head[._](?:hc_pre\.)?(?:hc_)?(?:head_)?(?P<part>fn|base|scale)"
 

@@ -86,6 +86,7 @@ def _load(path: str) -> nn.Module:
     if not Path(path).is_dir():
         raise ConfigError(f"{path} is no folder: download the model before it is run on text.")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what it would draw is refused here, in one line
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True

@@ -100,8 +100,9 @@ def _undecided(files: TensorFiles, config: Mapping[str, Any], possible: list[Fam
 def _types(files: TensorFiles, config: Mapping[str, Any]) -> set[str]:
     """What config.json calls the model, and the language model in it."""
     given = [part["model_type"] for part in (config, settings(config)) if part.get("model_type") is not None]
-    if not all(isinstance(name, str) for name in given):
-        raise CheckpointError(f"{files.store.name}/config.json: model_type = {given[0]!r} is no name.")
+    for name in given:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{files.store.name}/config.json: model_type = {name!r} is no name.")
     return set(given)
 
 

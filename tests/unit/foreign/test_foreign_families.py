@@ -384,6 +384,12 @@ def test_depth_that_is_inferred_is_said_to_be(tmp_path: Path) -> None:
     assert given.facts["depth"] == "config.json" and "Assumed" not in given.convention
 
 
+@pytest.mark.parametrize("layer", [10**12, "9" * 5000])
+def test_layer_of_an_absurd_number_is_no_layer(tmp_path: Path, layer: object) -> None:
+    tensors = tensors_of("deepseek_v4") | {f"layers.{layer}.hc_attn_fn": torch.zeros(24, 24)}
+    assert len(open_foreign(str(save(tmp_path, tensors, {"model_type": "deepseek_v4"}))).names) == 2 * LAYERS
+
+
 # Two tensors that are the same part
 
 
