@@ -62,17 +62,18 @@ def megatron(layer: int) -> Part:
 V4_HEAD = {"hc_head_fn": (N, N * WIDTH), "hc_head_base": (N,), "hc_head_scale": (1,)}
 HY4_HEAD = {f"model.hc_head.{name}": size for name, size in V4_HEAD.items()}
 MTP = {f"mtp.0.hc_attn_{part}": size for part, size in {"fn": (24, 24), "base": (24,), "scale": (3,)}.items()}
-V4_CONFIG = {"hc_mult": N, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6}
+DEPTH = {"num_hidden_layers": LAYERS}
+V4_CONFIG = DEPTH | {"hc_mult": N, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6}
 
 Make = tuple[Callable[[int], Part], Part, dict[str, Any]]
 CHECKPOINTS: dict[str, Make] = {
     "deepseek_v4": (native, V4_HEAD | MTP, {"model_type": "deepseek_v4"} | V4_CONFIG),
     "deepseek_v4_1": (native, {}, {"model_type": "deepseek_v4_1"} | V4_CONFIG),
     "glm5_next": (native, {}, {"model_type": "glm5_next", "text_config": {"model_type": "glm5_next_text"} | V4_CONFIG}),
-    "hy_v4": (hy4, HY4_HEAD, {"model_type": "hy_v4", "hc_mult": N, "hc_magnitude": 1.5, "rms_norm_eps": 1e-5}),
-    "openpangu_v2": (openpangu, {}, {"model_type": "pangu", "mhc_num_stream": N, "mhc_recur_norm": 7}),
-    "magi_2": (magi, {}, {}),
-    "megatron_core": (megatron, {}, {}),
+    "hy_v4": (hy4, HY4_HEAD, DEPTH | {"model_type": "hy_v4", "hc_mult": N, "hc_magnitude": 1.5, "rms_norm_eps": 1e-5}),
+    "openpangu_v2": (openpangu, {}, DEPTH | {"model_type": "pangu", "mhc_num_stream": N, "mhc_recur_norm": 7}),
+    "magi_2": (magi, {}, DEPTH),
+    "megatron_core": (megatron, {}, DEPTH),
 }
 """By family: the parts of a layer, those beside the layers, and its config.json."""
 
@@ -122,7 +123,7 @@ def write_sparse(folder: Path, layers: int, width: int, decoy: int) -> int:
     Odd layers are in bfloat16. Returns the bytes of the hyper-connections that the main path consists of.
     """
     folder.mkdir(parents=True)
-    config = {"model_type": "deepseek_v4", "hidden_size": width, "num_hidden_layers": layers} | V4_CONFIG
+    config = V4_CONFIG | {"model_type": "deepseek_v4", "hidden_size": width, "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config))
     places: dict[str, str] = {}
     size = 0

@@ -1,5 +1,6 @@
 """From the tensors of a family to connections of ours: sizes checked, transposed where need be, nothing guessed."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,14 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhc_train.connections.manifold import ManifoldConnection
+from mhc_train.diagnostics.measurement import entries
 from mhc_train.errors import CheckpointError
 from mhc_train.foreign.families import Family, Site, Sites, head_parts
 from mhc_train.foreign.model import ForeignModel
-from mhc_train.foreign.recognition import lookalikes, recognise, settings, streams_and_width
+from mhc_train.foreign.recognition import count, lookalikes, number, recognise, settings, streams_and_width
 from mhc_train.foreign.stores import open_store
 from mhc_train.foreign.tensors import Entry, TensorFiles
 from mhc_train.schema import ConnectionConfig
 
+DEPTH = ("num_hidden_layers", "n_layers")
+"""What a config.json calls the number of layers."""
+LARGEST_CONSTANT = 1000
 OTHER_ORDER = {"rows_first": "columns_first", "columns_first": "rows_first"}
 
 
@@ -37,12 +42,16 @@ def open_foreign(target: str, family: str | None = None) -> ForeignModel:
 
 def assemble(files: TensorFiles, config: Mapping[str, Any], family: Family) -> ForeignModel:
     """The model that the files hold, if it is one of that family."""
-    sites = _main_path(family.sites(files.places), family, config, files.store.name)
+    source = files.store.name
+    depth = _depth(config, source)
+    sites = _main_path(family.sites(files.places, source), family, depth, source)
     used = sorted({name for parts in sites.values() for name in parts.values()})
     n, width = _size(family, sites, files, config)
-    connection_config = _connection_config(family, n, config, files.store.name)
-    head_name = head_parts(files.places).get("base") if family.read_out == "gated" else None
+    connection_config = _connection_config(family, n, config, source)
+    head_name = head_parts(files.places, source).get("base") if family.read_out == "gated" else None
     tensors = files.read([*used, *([head_name] if head_name else [])])
+    if head_name and tensors[head_name].numel() != n:
+        raise CheckpointError(f"{source}: {head_name} is {list(tensors[head_name].shape)}, not one number a stream.")
     connections = [
         _connection(
             family, connection_config, width, index, len(sites), {part: tensors[name] for part, name in p.items()}
@@ -50,21 +59,27 @@ def assemble(files: TensorFiles, config: Mapping[str, Any], family: Family) -> F
         for index, p in enumerate(sites.values())
     ]
     return ForeignModel(
-        source=files.store.name,
+        source=source,
         family=family,
         names=[f"layers.{layer}.{place}" for layer, place in sites],
         connections=connections,
         tensors=sorted(tensors),
         left_out=sorted(set(lookalikes(files.places)) - set(tensors)),
         bytes_read=files.bytes_read,
-        head=(tensors[head_name].sigmoid() + connection_config.read_eps).tolist() if head_name else None,
+        depth_given=depth is not None,
+        head=entries(tensors[head_name].flatten().sigmoid() + connection_config.read_eps) if head_name else None,
     )
 
 
-def _main_path(sites: Sites, family: Family, config: Mapping[str, Any], source: str) -> Sites:
-    """The sublayers of the layers that config.json counts, all of them; later ones predict further tokens."""
-    counted = settings(config).get("num_hidden_layers")
-    layers = counted if isinstance(counted, int) and counted > 0 else 1 + max(layer for layer, _ in sites)
+def _depth(config: Mapping[str, Any], source: str) -> int | None:
+    """How many layers config.json says there are, if it does."""
+    known = settings(config)
+    return next((count(source, key, known[key]) for key in DEPTH if known.get(key) is not None), None)
+
+
+def _main_path(sites: Sites, family: Family, depth: int | None, source: str) -> Sites:
+    """The sublayers of the layers that config.json counts, or up to the last there is; further ones are not on it."""
+    layers = 1 + max(layer for layer, _ in sites) if depth is None else depth
     path: list[Site] = [(layer, place) for layer in range(layers) for place in ("attention", "feedforward")]
     lacks = [
         f"layers.{layer}.{place} ({', '.join(missing)})"
@@ -79,10 +94,10 @@ def _main_path(sites: Sites, family: Family, config: Mapping[str, Any], source: 
 
 def _size(family: Family, sites: Sites, files: TensorFiles, config: Mapping[str, Any]) -> tuple[int, int]:
     """n and C, which config.json, the family's rule and every tensor's shape agree about."""
-    entries = files.entries(name for parts in sites.values() for name in parts.values())
-    first = entries[next(iter(sites.values()))[family.projection]]
+    places = files.entries(name for parts in sites.values() for name in parts.values())
+    first = places[next(iter(sites.values()))[family.projection]]
     logits, inputs = family.logits_and_inputs(first.shape)
-    n, width = streams_and_width(family, logits, inputs, settings(config))
+    n, width = streams_and_width(family, logits, inputs, config, files.store.name)
     if family.streams_of(logits) != n or n * width != inputs:
         raise CheckpointError(
             f"{files.store.name}: {first.name} is {list(first.shape)}, which is not {family.title}'s for n = {n} "
@@ -90,14 +105,14 @@ def _size(family: Family, sites: Sites, files: TensorFiles, config: Mapping[str,
         )
     for parts in sites.values():
         for part, name in parts.items():
-            _check(family, part, entries[name], n, width, files.store.name)
+            _check(family, part, places[name], n, width, files.store.name)
     return n, width
 
 
 def _check(family: Family, part: str, entry: Entry, n: int, width: int, source: str) -> None:
     wanted = family.size(part, n, width)
     transposed = part == family.projection and family.logits_and_inputs(entry.shape) != (family.logits(n), n * width)
-    if torch.Size(entry.shape).numel() != wanted or transposed:
+    if math.prod(entry.shape) != wanted or transposed:
         raise CheckpointError(
             f"{source}: {entry.name} is {list(entry.shape)}, which is not {family.title}'s for n = {n} streams of "
             f"width {width}: {wanted} numbers."
@@ -106,16 +121,15 @@ def _check(family: Family, part: str, entry: Entry, n: int, width: int, source: 
 
 def _connection_config(family: Family, n: int, config: Mapping[str, Any], source: str) -> ConnectionConfig:
     known = settings(config)
-    values = {key: known.get(theirs, default) for key, (theirs, default) in family.keys.items()}
-    for key, value in values.items():
-        least = 1 if key == "iterations" else 0
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-            theirs = family.keys[key][0]
-            raise CheckpointError(f"{source}/config.json: {theirs} = {value!r} is not a number from {least} on.")
+    values: dict[str, Any] = {}
+    for key, (theirs, default) in family.keys.items():
+        value = known.get(theirs, default)
+        if key == "iterations":
+            values[key] = count(source, theirs, value)
+        else:
+            values[key] = number(source, theirs, value, 0, LARGEST_CONSTANT)
     order = OTHER_ORDER[family.order] if family.transposed else family.order
     values |= family.constants
-    if "iterations" in values:
-        values["iterations"] = int(values["iterations"])
     return ConnectionConfig(mixer=family.mixer, streams=n, order=order, single_pass=family.single_pass, **values)
 
 

@@ -4,14 +4,16 @@ Nothing here is inferred from values: a stochastic matrix and its transpose obey
 an orientation can only be stated.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from mhc_train.errors import CheckpointError
 from mhc_train.mixers import Law
 
-LAYER = r"(?!.*\bmtp)(?:[\w.]+\.)?layers\.(?P<layer>\d+)\."
+LAYER = r"(?!.*\bmtp)(?:[\w.]+\.)?layers\.(?P<layer>[0-9]{1,4})\."
 """Layers of the main model; those that predict further tokens are no part of its path."""
 HEAD = r"(?!.*\b(?:mtp|layers\.))(?:[\w.]+\.)?hc_head[._](?:hc_pre\.)?(?:hc_)?(?:head_)?(?P<part>fn|base|scale)"
 
@@ -20,6 +22,8 @@ SHARED = ""
 
 Site = tuple[int, str]
 """A layer's number and the place in it, `attention` or `feedforward`."""
+Found = dict[str, list[str]]
+"""All tensors' names that are a part, by the part."""
 Sites = dict[Site, dict[str, str]]
 """Every sublayer's tensors: the checkpoint's name by the part that it is."""
 
@@ -71,20 +75,30 @@ class Family:
         """All parts that a sublayer must have."""
         return (self.projection, *self.gates, *self.biases, *([self.gain] if self.gain else []))
 
-    def sites(self, names: Iterable[str]) -> Sites:
-        """Which tensor is which part of which sublayer; what has no projection is no sublayer."""
-        found: Sites = {}
+    def sites(self, names: Iterable[str], source: str) -> Sites:
+        """Which tensor is which part of which sublayer; what has no projection is no sublayer.
+
+        Raises:
+            CheckpointError: two tensors are the same part; `source` is where they lie.
+        """
+        found: dict[Site, Found] = {}
         for name in names:
             if "expert" in name:  # nearly all tensors of a large model; to match them all takes seconds
                 continue
             match = next(filter(None, (re.fullmatch(LAYER + pattern, name) for pattern in self.patterns)), None)
             if match is not None:
                 place = match.groupdict().get("place") or SHARED
-                found.setdefault((int(match["layer"]), place), {})[match["part"]] = name
+                found.setdefault((int(match["layer"]), place), {}).setdefault(match["part"], []).append(name)
+        sites: dict[Site, Found] = {}
+        for (layer, place), parts in sorted(found.items()):
+            if self.projection in parts:
+                shared = {part: list(of_part) for part, of_part in found.get((layer, SHARED), {}).items()}
+                site = sites.setdefault((layer, _place(place)), shared)
+                for part, of_part in parts.items():
+                    site.setdefault(part, []).extend(of_part)
         return {
-            (layer, _place(place)): found.get((layer, SHARED), {}) | parts
-            for (layer, place), parts in sorted(found.items())
-            if self.projection in parts
+            site: _only_one(parts, f"{self.title}'s layers.{site[0]}.{site[1]}", source)
+            for site, parts in sites.items()
         }
 
     def logits(self, n: int) -> int:
@@ -93,7 +107,8 @@ class Family:
 
     def streams_of(self, logits: int) -> int | None:
         """The n, at least 2, that so many logits are for."""
-        return next((n for n in range(2, logits) if self.logits(n) == logits), None)
+        n = logits // 2 if self.mixer == "identity" else math.isqrt(logits + 1) - 1
+        return n if n >= 2 and self.logits(n) == logits else None
 
     def size(self, part: str, n: int, width: int) -> int:
         """How many numbers a part is, for n streams of that width."""
@@ -112,9 +127,27 @@ class Family:
         return (shape[1], shape[0]) if self.input_major else (shape[0], shape[1])
 
 
-def head_parts(names: Iterable[str]) -> dict[str, str]:
-    """The tensors that read the streams out, by part: fn, base and scale."""
-    return {match["part"]: name for name in names if (match := re.fullmatch(HEAD, name))}
+def head_parts(names: Iterable[str], source: str) -> dict[str, str]:
+    """The tensors that read the streams out, by part: fn, base and scale.
+
+    Raises:
+        CheckpointError: two tensors are the same part; `source` is where they lie.
+    """
+    found: Found = {}
+    for name in names:
+        if match := re.fullmatch(HEAD, name):
+            found.setdefault(match["part"], []).append(name)
+    return _only_one(found, "the read-out", source)
+
+
+def _only_one(found: Found, owner: str, source: str) -> dict[str, str]:
+    """The name of every part; which of several is meant, as of a copy besides, nobody says."""
+    for part, names in found.items():
+        if len(names) > 1:
+            raise CheckpointError(
+                f"{source}: more than one tensor is {part} of {owner}: {', '.join(names)}. Keep one of them."
+            )
+    return {part: name for part, (name,) in found.items()}
 
 
 def _place(place: str) -> str:

@@ -37,8 +37,10 @@ class ForeignModel:
     a read-out, of names that are not known."""
     bytes_read: int
     """From all files together, headers and config.json included."""
-    head: list[float] | None = None
-    """The read-out's weights of the biases alone, one a stream; None if it is not gated."""
+    depth_given: bool = True
+    """Whether config.json says how many layers there are; otherwise the last one with tensors is the last."""
+    head: list[float | None] | None = None
+    """The read-out's weights of the biases alone, one a stream, None if not finite; None if it is not gated."""
 
     @property
     def streams(self) -> int:
@@ -64,7 +66,15 @@ class ForeignModel:
                 f"{config.iterations} rounds, eps {config.eps:g}; H_res is {shown}: rows receive, columns send, {last} "
                 "are normalised last"
             )
-        return f"{text}. Assumed: {family.assumed}" if family.assumed else text
+        assumed = "; ".join(filter(None, (family.assumed, self._assumed_depth)))
+        return f"{text}. Assumed: {assumed}" if assumed else text
+
+    @property
+    def _assumed_depth(self) -> str:
+        if self.depth_given:
+            return ""
+        layers = len(self.names) // 2
+        return f"there are {layers} layers, as many as have tensors, since config.json gives no number of them"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -77,6 +87,7 @@ class ForeignModel:
             "streams": self.streams,
             "width": self.width,
             "sublayers": self.names,
+            "depth": "config.json" if self.depth_given else "inferred from the tensors",
             "single_pass": self.family.single_pass,
             "read_out": self.family.read_out,
             "read_out_weights_of_biases": self.head,

@@ -1,6 +1,7 @@
 """A foreign model run on real text by its own code (`transformers`): streams, maps, outputs, the loss's gradients."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mhc_train.foreign.assembly import open_foreign
 from mhc_train.foreign.model import ForeignModel
 
 BASIS = "text"
+SHOWN = 4
 SEQUENCE = 256
 AGREED = 1e-3
 """How far our maps, and streams written by them, may be from the model's own before what is declared is wrong."""
@@ -53,7 +55,8 @@ def observe_on_text(
 
     Raises:
         ConfigError: transformers is not installed, or has no code for this model.
-        CheckpointError: as `open_foreign`; or the model's own maps are not those that are declared of its family.
+        CheckpointError: as `open_foreign`; weights are missing or do not fit; or the model's own maps are not those
+            that are declared of its family.
         DataError: the text or the tokenizer is absent, or there is too little text.
     """
     foreign = open_foreign(path, family)
@@ -83,12 +86,31 @@ def _load(path: str) -> nn.Module:
     if not Path(path).is_dir():
         raise ConfigError(f"{path} is no folder: download the model before it is run on text.")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what it would draw is refused here, in one line
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (ValueError, OSError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: transformers {transformers.__version__} cannot load it: {reason}") from error
+        raise ConfigError(f"{path}: {_cannot_load(transformers.__version__, error)}") from error
+    except Exception as error:  # its readers have errors of their own, of damaged files and of tensors that do not fit
+        raise CheckpointError(f"{path}: {_cannot_load(transformers.__version__, error)}") from error
+    model: nn.Module = loaded[0]
+    _refuse_drawn(path, loaded[1])
     return model.eval()
+
+
+def _cannot_load(version: str, error: Exception) -> str:
+    return f"transformers {version} cannot load it: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _refuse_drawn(path: str, info: Mapping[str, Any]) -> None:
+    """Weights that the files do not have, or have of another shape, would be random ones."""
+    missing, other = sorted(info["missing_keys"]), sorted(name for name, *_ in info["mismatched_keys"])
+    for names, what in ((missing, "are missing"), (other, "have another shape than its config.json says")):
+        if names:
+            shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+            raise CheckpointError(f"{path}: weights of the model {what}, so that it cannot be run on text: {shown}.")
 
 
 def _encoded(folder: Path, text: Path, tokens: int) -> Tensor:

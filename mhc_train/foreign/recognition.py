@@ -11,12 +11,39 @@ from mhc_train.foreign.tensors import TensorFiles
 LOOKS_LIKE = re.compile(r"(?:^|[._])i?m?hc(?:[._]|$)|hyper_?connection|mapping_proj", re.IGNORECASE)
 """What other code bases call such tensors."""
 SHOWN = 12
+MOST = 10_000
+"""Layers, streams or rounds: more than any model has, and few enough to be gone through."""
+WIDEST = 10_000_000
+"""Channels, likewise."""
 
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config.json that describes the language model."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
+
+
+def number(source: str, key: str, value: Any, least: int, most: int) -> int | float:
+    """A value of config.json, if it is a number between these.
+
+    Raises:
+        CheckpointError: it is none; `source` is where the config.json lies.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise CheckpointError(f"{source}/config.json: {key} = {value!r} is not a number from {least} to {most}.")
+    return value
+
+
+def count(source: str, key: str, value: Any, most: int = MOST) -> int:
+    """A value of config.json, if it is a whole number from one on.
+
+    Raises:
+        CheckpointError: it is none; `source` is where the config.json lies.
+    """
+    found = number(source, key, value, 1, most)
+    if found % 1:
+        raise CheckpointError(f"{source}/config.json: {key} = {value!r} is not a whole number.")
+    return int(found)
 
 
 def lookalikes(names: Iterable[str]) -> list[str]:
@@ -28,12 +55,12 @@ def recognise(files: TensorFiles, config: Mapping[str, Any], wanted: str | None)
     """The family that is `wanted`, or the only one that name, model type and shapes allow.
 
     Raises:
-        CheckpointError: there are no hyper-connections, or none of the wanted family.
+        CheckpointError: there are no hyper-connections, none of the wanted family, or config.json makes no sense.
         ConfigError: there is no such family, or it has to be said which.
     """
     if wanted is not None and wanted not in FAMILIES:
         raise ConfigError(f"there is no family {wanted}; there are {', '.join(FAMILIES)}")
-    named = [family for family in FAMILIES.values() if family.sites(files.places)]
+    named = [family for family in FAMILIES.values() if family.sites(files.places, files.store.name)]
     if wanted is not None:
         if FAMILIES[wanted] not in named:
             raise CheckpointError(f"{files.store.name} has no hyper-connections of {wanted}. {found(files, config)}")
@@ -43,7 +70,7 @@ def recognise(files: TensorFiles, config: Mapping[str, Any], wanted: str | None)
             f"{files.store.name}: none of its {len(files.places)} tensors belongs to hyper-connections "
             f"(model_type {_type(config)})."
         )
-    possible = _of_type([family for family in named if _fits(family, files, config)], config)
+    possible = _of_type([family for family in named if _fits(family, files, config)], _types(files, config))
     if len(possible) != 1:
         raise ConfigError(_undecided(files, config, possible or named))
     return possible[0]
@@ -70,9 +97,17 @@ def _undecided(files: TensorFiles, config: Mapping[str, Any], possible: list[Fam
     return f"{files.store.name}: whose hyper-connections these are is not certain. {found(files, config)} {advice}"
 
 
-def _of_type(families: list[Family], config: Mapping[str, Any]) -> list[Family]:
+def _types(files: TensorFiles, config: Mapping[str, Any]) -> set[str]:
+    """What config.json calls the model, and the language model in it."""
+    given = [part["model_type"] for part in (config, settings(config)) if part.get("model_type") is not None]
+    for name in given:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{files.store.name}/config.json: model_type = {name!r} is no name.")
+    return set(given)
+
+
+def _of_type(families: list[Family], types: set[str]) -> list[Family]:
     """Those whose models are called so; where nothing or something else is said, those that names alone tell."""
-    types = {config.get("model_type"), settings(config).get("model_type")} - {None}
     exactly = [family for family in families if types & set(family.model_types)]
     return exactly or [family for family in families if not (types and family.model_types)]
 
@@ -83,16 +118,22 @@ def _type(config: Mapping[str, Any]) -> str:
 
 def _fits(family: Family, files: TensorFiles, config: Mapping[str, Any]) -> bool:
     """Whether it has a read-out where the family has one, and projections of the family's shape."""
-    sites = family.sites(files.places)
+    sites = family.sites(files.places, files.store.name)
     name = next(iter(sites.values()))[family.projection]
     logits, inputs = family.logits_and_inputs(files.entries([name])[name].shape)
-    n, width = streams_and_width(family, logits, inputs, settings(config))
-    gated = bool(head_parts(files.places))
+    n, width = streams_and_width(family, logits, inputs, config, files.store.name)
+    gated = bool(head_parts(files.places, files.store.name))
     return family.streams_of(logits) == n and n * width == inputs and gated == (family.read_out == "gated")
 
 
-def streams_and_width(family: Family, logits: int, inputs: int, config: Mapping[str, Any]) -> tuple[int, int]:
+def streams_and_width(
+    family: Family, logits: int, inputs: int, config: Mapping[str, Any], source: str
+) -> tuple[int, int]:
     """n and C as config.json has them, or else as the family's rule gives them; zero where neither does."""
-    n, width = (config.get(key) if key else None for key in (family.streams_key, "hidden_size"))
-    n = n if isinstance(n, int) else family.streams_of(logits) or 0
-    return n, width if isinstance(width, int) else inputs // n if n else 0
+    known = settings(config)
+    given = known.get(family.streams_key) if family.streams_key else None
+    n = family.streams_of(logits) or 0 if given is None else count(source, str(family.streams_key), given)
+    width = known.get("hidden_size")
+    if width is None:
+        return n, inputs // n if n else 0
+    return n, count(source, "hidden_size", width, WIDEST)

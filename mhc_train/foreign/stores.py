@@ -12,6 +12,8 @@ from mhc_train.errors import CheckpointError, DataError
 
 PATIENCE = Retry(attempts=3, first_delay=0.5, advice="Check the network, or name a folder that has been downloaded.")
 API_SECONDS, READ_SECONDS = 3, 30
+PARTIAL = 206
+"""HTTP's answer that is the range asked for, and not the whole."""
 Result = TypeVar("Result")
 HUB_NAME = re.compile(r"(?:hf://)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -84,14 +86,28 @@ class Hub:
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         if start or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        answer = get_session().get(url, headers=headers, timeout=READ_SECONDS)
-        hf_raise_for_status(answer)
-        content: bytes = answer.content
-        return content
+        with get_session().stream("GET", url, headers=headers, timeout=READ_SECONDS) as answer:
+            hf_raise_for_status(answer)
+            if "Range" in headers and answer.status_code != PARTIAL:
+                raise self._not_in_parts(file)
+            content = bytearray()
+            for piece in answer.iter_bytes():
+                content += piece
+                if end is not None and len(content) > end - start:
+                    raise self._not_in_parts(file)
+            return bytes(content)
+
+    def _not_in_parts(self, file: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.name}/{file}: asked for a part of it, the server sends more. Download the model and name its "
+            "folder."
+        )
 
     def _patiently(self, attempt: Callable[[], Result], what: str) -> Result:
         try:
             return PATIENCE.call(attempt, what)
+        except CheckpointError:
+            raise
         except DataError as error:
             raise CheckpointError(str(error)) from error
         except Exception as error:  # the Hub's client has errors of its own

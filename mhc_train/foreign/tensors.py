@@ -43,31 +43,40 @@ class TensorFiles:
         """A JSON file's content; empty if there is no such file.
 
         Raises:
-            CheckpointError: it is not JSON.
+            CheckpointError: it is no JSON object.
         """
         if file not in self.store.files:
             return {}
         try:
             content = json.loads(self._read(file, 0, None))
-            return dict(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.store.name}/{file} is damaged: it is no JSON document.") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.store.name}/{file} is damaged: it is no JSON object, but {_kind(content)}.")
+        return content
 
     @cached_property
     def places(self) -> dict[str, str]:
         """The file of every tensor: by the index, or else by the headers.
 
         Raises:
-            CheckpointError: there are no safetensors files, or one is damaged.
+            CheckpointError: there are no safetensors files, one is damaged, or two hold a tensor of one name.
         """
-        index = self.json(INDEX).get("weight_map")
-        if isinstance(index, dict):
-            return dict(index)
+        if INDEX in self.store.files:
+            return self._indexed()
         files = [file for file in self.store.files if file.endswith(ENDING)]
         if not files:
             raise CheckpointError(f"{self.store.name}: it has no safetensors files, and no others are read.")
         wanted = [WHOLE] if WHOLE in files else files
-        return {name: file for file in wanted for name in self._header(file)}
+        found: dict[str, str] = {}
+        for file in wanted:
+            for name in self._header(file):
+                if found.setdefault(name, file) != file:
+                    raise CheckpointError(
+                        f"{self.store.name}: {name} is in both {found[name]} and {file}, and no {INDEX} says which is "
+                        "meant. Keep the files of one checkpoint alone."
+                    )
+        return found
 
     def entries(self, names: Iterable[str]) -> dict[str, Entry]:
         """Where these tensors lie, from the headers of their files alone.
@@ -91,6 +100,12 @@ class TensorFiles:
                     f"Hyper-connections are read from {', '.join(TYPES)}: store them so."
                 )
         return {name: tensor for group in _neighbours(entries) for name, tensor in self._together(group)}
+
+    def _indexed(self) -> dict[str, str]:
+        index = self.json(INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
+            raise self._damaged(INDEX, "its weight_map does not give every tensor a file")
+        return index
 
     def _together(self, group: list[Entry]) -> Iterator[tuple[str, Tensor]]:
         first = group[0].start
@@ -116,21 +131,26 @@ class TensorFiles:
             length = int.from_bytes(self._read(file, 0, 8), "little")
             if not 0 < length <= LONGEST_HEADER:
                 raise self._damaged(file, "it does not begin with a header")
-            self._headers[file] = dict(self._parsed(file, length))
+            self._headers[file] = self._parsed(file, length)
         return self._headers[file]
 
-    def _parsed(self, file: str, length: int) -> Iterator[tuple[str, Entry]]:
+    def _parsed(self, file: str, length: int) -> dict[str, Entry]:
         size = self.store.files[file]
         try:
             header: Mapping[str, Any] = json.loads(self._read(file, 8, 8 + length))
-            for name, facts in header.items():
-                if name != "__metadata__":
-                    begin, end = (8 + length + offset for offset in facts["data_offsets"])
-                    yield name, Entry(name, file, facts["dtype"], tuple(facts["shape"]), begin, end)
-                    if size is not None and end > size:
-                        raise self._damaged(file, f"it ends before {name} does")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            entries = {
+                name: _checked(name, file, facts, 8 + length)
+                for name, facts in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self._damaged(file, "its header is not one of the format") from error
+        for name, entry in entries.items():
+            if size is not None and entry.end > size:
+                raise self._damaged(file, f"it ends before {name} does")
+            if entry.dtype in TYPES and math.prod(entry.shape) * TYPES[entry.dtype].itemsize != entry.end - entry.start:
+                raise self._damaged(file, f"its header gives {name} a place of another size than its shape")
+        return entries
 
     def _read(self, file: str, start: int, end: int | None) -> bytes:
         content = self.store.read_range(file, start, end)
@@ -143,14 +163,31 @@ class TensorFiles:
         return CheckpointError(f"{self.store.name}/{file} is damaged or incomplete: {why}. Fetch it again.")
 
 
+def _checked(name: str, file: str, facts: Any, data: int) -> Entry:
+    """What a header says of a tensor, offsets counted from byte `data`; ValueError if it is not of the format."""
+    dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
+    if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets)):
+        raise ValueError(name)
+    begin, end = offsets
+    if begin > end:
+        raise ValueError(name)
+    return Entry(name, file, dtype, tuple(shape), data + begin, data + end)
+
+
+def _are_counts(values: Any) -> bool:
+    """Whether it is a list of whole numbers from zero on; true and 2.0 are none."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _kind(content: Any) -> str:
+    """What JSON calls it."""
+    return "null" if content is None else f"a {type(content).__name__}"
+
+
 def _neighbours(entries: list[Entry]) -> Iterator[list[Entry]]:
     """Entries, in order, in groups that lie side by side in one file."""
     group: list[Entry] = []
     for entry in entries:
-        if entry.dtype in TYPES and math.prod(entry.shape) * TYPES[entry.dtype].itemsize != entry.end - entry.start:
-            raise CheckpointError(
-                f"{entry.file}: the header gives {entry.name} a place of another size than its shape."
-            )
         if group and (entry.file, entry.start) != (group[-1].file, group[-1].end):
             yield group
             group = []

@@ -1,5 +1,6 @@
 """Every family's maps against float64 NumPy written from what is declared of it, and the declarations themselves."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from mhc_train.diagnostics import measure
 from mhc_train.diagnostics.maps import column_error, row_error
 from mhc_train.errors import CheckpointError, ConfigError
+from mhc_train.files import json_text
 from mhc_train.foreign import FAMILIES, open_foreign
 from mhc_train.foreign.assembly import assemble
 from mhc_train.foreign.families import DEEPSEEK_V4
@@ -229,6 +231,20 @@ def test_read_out_weights_of_the_biases(tmp_path: Path) -> None:
         )
 
 
+def test_read_out_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    tensors = tensors_of("deepseek_v4")
+    tensors["hc_head_base"][1] = torch.nan
+    folder = save(tmp_path, tensors, CHECKPOINTS["deepseek_v4"][2])
+    weights = json.loads(json_text(open_foreign(str(folder)).facts))["read_out_weights_of_biases"]
+    assert weights[1] is None and all(isinstance(weights[stream], float) for stream in (0, 2, 3))
+
+
+def test_read_out_of_another_size_is_refused(tmp_path: Path) -> None:
+    tensors = tensors_of("deepseek_v4") | {"hc_head_base": torch.zeros(N + 1)}
+    with pytest.raises(CheckpointError, match=r"hc_head_base is \[5\], not one number a stream"):
+        open_foreign(str(save(tmp_path, tensors, CHECKPOINTS["deepseek_v4"][2])))
+
+
 def test_native_saved_and_in_memory_names_are_the_same_model(tmp_path: Path) -> None:
     tensors, config = tensors_of("deepseek_v4"), CHECKPOINTS["deepseek_v4"][2]
 
@@ -352,10 +368,97 @@ def test_lacking_tensors_are_named(tmp_path: Path) -> None:
         open_foreign(str(folder))
 
 
-def test_config_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
-    folder = save(tmp_path, tensors_of("deepseek_v4"), CHECKPOINTS["deepseek_v4"][2] | {"hc_eps": "small"})
-    with pytest.raises(CheckpointError, match="hc_eps = 'small' is not a number"):
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layers"])
+def test_layers_that_have_not_been_fetched_are_missed(tmp_path: Path, key: str) -> None:
+    config = {"model_type": "deepseek_v4", key: LAYERS + 1}
+    with pytest.raises(CheckpointError, match=rf"tensors are missing: layers.{LAYERS}.attention \(fn, scale, base\)"):
+        open_foreign(str(save(tmp_path, tensors_of("deepseek_v4"), config)))
+
+
+def test_depth_that_is_inferred_is_said_to_be(tmp_path: Path) -> None:
+    tensors = tensors_of("deepseek_v4")
+    inferred = open_foreign(str(save(tmp_path / "a", tensors, {"model_type": "deepseek_v4"})))
+    assert inferred.facts["depth"] == "inferred from the tensors"
+    assert "Assumed: there are 2 layers, as many as have tensors" in inferred.facts["convention"]
+    given = open_foreign(str(save(tmp_path / "b", tensors, {"model_type": "deepseek_v4", "n_layers": LAYERS})))
+    assert given.facts["depth"] == "config.json" and "Assumed" not in given.convention
+
+
+@pytest.mark.parametrize("layer", [10**12, "9" * 5000])
+def test_layer_of_an_absurd_number_is_no_layer(tmp_path: Path, layer: object) -> None:
+    tensors = tensors_of("deepseek_v4") | {f"layers.{layer}.hc_attn_fn": torch.zeros(24, 24)}
+    assert len(open_foreign(str(save(tmp_path, tensors, {"model_type": "deepseek_v4"}))).names) == 2 * LAYERS
+
+
+# Two tensors that are the same part
+
+
+@pytest.mark.parametrize(
+    ("family", "known", "copy"),
+    [
+        ("deepseek_v4", "layers.1.hc_ffn_fn", "model.layers.1.ffn_hc.fn"),
+        ("deepseek_v4", "layers.0.hc_attn_base", "ema.layers.0.hc_attn_base"),
+        ("deepseek_v4", "hc_head_base", "model.hc_head.hc_base"),
+        ("magi_2", "model.layers.0.mhc_bias_pre_attn", "model.layers.0.mhc_bias_pre"),
+    ],
+)
+def test_copy_of_a_tensor_is_refused_with_both_names(tmp_path: Path, family: str, known: str, copy: str) -> None:
+    tensors = tensors_of(family)
+    tensors[copy] = tensors[known] + 1
+    for number, order in enumerate((list(tensors), list(reversed(tensors)))):
+        shards = save(tmp_path / str(number), {name: tensors[name] for name in order}, CHECKPOINTS[family][2], shards=2)
+        with pytest.raises(CheckpointError, match="more than one tensor is") as caught:
+            open_foreign(str(shards))
+        assert known in str(caught.value) and copy in str(caught.value)
+
+
+def test_two_hyper_connections_of_one_place_are_refused(tmp_path: Path) -> None:
+    tensors = tensors_of("megatron_core")
+    cross = {
+        name.replace("self_attention", "cross_attention"): tensor.clone()
+        for name, tensor in tensors.items()
+        if "self_attention" in name
+    }
+    with pytest.raises(CheckpointError, match=r"of Megatron-Core's layers.0.attention: .*cross_att.*, .*self_att"):
+        open_foreign(str(save(tmp_path / "a", tensors | cross, CHECKPOINTS["megatron_core"][2])))
+    unrelated = {"decoder.layers.0.self_attention.bias": torch.zeros(3)}
+    assert open_foreign(str(save(tmp_path / "b", tensors | unrelated, CHECKPOINTS["megatron_core"][2])))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("hc_eps", '"small"', "hc_eps = 'small' is not a number"),
+        ("hc_eps", "1e400", "hc_eps = inf is not a number from 0 to 1000"),
+        ("hc_eps", "1" + 400 * "0", "hc_eps = 10+ is not a number"),
+        ("rms_norm_eps", "NaN", "rms_norm_eps = nan is not a number"),
+        ("rms_norm_eps", "-1e-6", "rms_norm_eps = -1e-06 is not a number"),
+        ("hc_sinkhorn_iters", "1e400", "hc_sinkhorn_iters = inf is not a number from 1 to 10000"),
+        ("hc_sinkhorn_iters", "20.7", "hc_sinkhorn_iters = 20.7 is not a whole number"),
+        ("hc_sinkhorn_iters", "0", "hc_sinkhorn_iters = 0 is not a number from 1 to 10000"),
+        ("hc_sinkhorn_iters", "[20]", r"hc_sinkhorn_iters = \[20\] is not a number"),
+        ("hc_mult", "true", "hc_mult = True is not a number"),
+        ("hc_mult", '"4"', "hc_mult = '4' is not a number"),
+        ("hidden_size", "6.5", "hidden_size = 6.5 is not a whole number"),
+        ("num_hidden_layers", "1000000000", "num_hidden_layers = 1000000000 is not a number from 1 to 10000"),
+        ("num_hidden_layers", "0", "num_hidden_layers = 0 is not a number"),
+        ("num_hidden_layers", '"2"', "num_hidden_layers = '2' is not a number"),
+        ("model_type", '["deepseek_v4"]', r"model_type = \['deepseek_v4'\] is no name"),
+        ("model_type", '{"a": 1}', "model_type = {'a': 1} is no name"),
+    ],
+)
+def test_config_that_makes_no_sense_is_refused(tmp_path: Path, key: str, value: str, said: str) -> None:
+    folder = save(tmp_path, tensors_of("deepseek_v4"), CHECKPOINTS["deepseek_v4"][2] | {key: "HERE"})
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace('"HERE"', value))
+    with pytest.raises(CheckpointError, match=said):
         open_foreign(str(folder))
+
+
+def test_whole_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
+    config = CHECKPOINTS["deepseek_v4"][2] | {"hc_sinkhorn_iters": 3.0, "hc_mult": 4.0}
+    model = open_foreign(str(save(tmp_path, tensors_of("deepseek_v4"), config)))
+    assert model.connections[0].config.iterations == 3 and model.streams == 4
 
 
 def test_what_is_drawn_is_measured_and_judged(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What is read of files, here and on the Hub: these bytes and no others; and what is said where they cannot be had."""
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,10 +151,75 @@ def test_damaged_file_is_one_clear_error(tmp_path: Path, kind: str, said: str) -
         open_foreign(str(folder), family="deepseek_v4")
 
 
-def test_config_that_is_no_json_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"data_offsets": [-96, 0]},
+        {"data_offsets": [96, 0]},
+        {"data_offsets": [0.0, 96.0]},
+        {"data_offsets": [False, 96]},
+        {"data_offsets": [0, 48, 96]},
+        {"data_offsets": "96"},
+        {"dtype": ["F32"]},
+        {"dtype": None},
+        {"shape": "24"},
+        {"shape": ["24"]},
+        {"shape": [-24]},
+        {"shape": [24.0]},
+        {"shape": [True]},
+        {"shape": None},
+    ],
+)
+@pytest.mark.parametrize("name", ["layers.0.hc_attn_base", "hc_head_base"])
+def test_header_that_lies_is_one_clear_error(tmp_path: Path, name: str, facts: dict) -> None:
     folder, _ = checkpoint(tmp_path, "deepseek_v4")
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config.json is damaged"):
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header[name] |= facts
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged .*its header is not one of the format"):
+        open_foreign(str(folder))
+
+
+def test_projection_of_an_unknown_type_may_claim_any_size(tmp_path: Path) -> None:
+    """Its size in bytes is not known, so that the shape alone is what there is: it must not be counted up to."""
+    folder, _ = checkpoint(tmp_path, "deepseek_v4")
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["layers.0.hc_attn_fn"] |= {"dtype": "F4", "shape": [10**30, 10**30]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(CheckpointError, match="layers.0.hc_attn_fn is .*which is not DeepSeek-V4's"):
+        open_foreign(str(folder), family="deepseek_v4")
+
+
+def test_tensor_in_two_files_without_an_index_is_refused(tmp_path: Path) -> None:
+    folder, tensors = checkpoint(tmp_path, "deepseek_v4", shards=2)
+    (folder / "model.safetensors.index.json").unlink()
+    save_file({"hc_head_base": tensors["hc_head_base"] + 1}, folder / "copy.safetensors")
+    with pytest.raises(CheckpointError, match=r"hc_head_base is in both copy.safetensors and model-0000.-of-00002"):
+        open_foreign(str(folder))
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "5", "null", "[]", '"text"', 100_000 * "["])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+def test_json_that_is_no_object_is_named(tmp_path: Path, file: str, content: str) -> None:
+    folder, _ = checkpoint(tmp_path, "deepseek_v4")
+    (folder / file).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{file} is damaged: it is no JSON"):
+        open_foreign(str(folder))
+
+
+@pytest.mark.parametrize("places", [None, [], {"hc_head_base": ["model.safetensors"]}, {"hc_head_base": None}])
+def test_index_without_files_is_named(tmp_path: Path, places: object) -> None:
+    folder, _ = checkpoint(tmp_path, "deepseek_v4")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(CheckpointError, match="its weight_map does not give every tensor a file"):
         open_foreign(str(folder))
 
 
@@ -234,3 +301,28 @@ def test_hub_that_cannot_be_had_is_one_clear_error(tmp_path: Path, hub: Hub) -> 
     assert "CheckpointError: hf://org/model cannot be read: tried 3 times" in unreachable["error"]
     assert "name a folder that has been downloaded" in unreachable["error"]
     assert len(unreachable["pauses"]) == 2 and sum(unreachable["pauses"]) < 2
+
+
+@pytest.mark.parametrize("status", [200, 206])
+def test_hub_that_sends_more_than_was_asked_for_is_not_listened_to(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    folder, _ = checkpoint(tmp_path / "model", "hy_v4")
+    hub.repositories["org/model"] = Repository(files_of(folder))
+    sent, piece, pieces = [], bytes(2**20), 2**10
+    send_file = hub.RequestHandlerClass.send_file
+
+    def send_much(handler: Any, content: bytes, commit: str, cut: bool) -> None:
+        if "Range" not in handler.headers:
+            send_file(handler, content, commit, cut)
+            return
+        handler.answer(status, b"", {"Content-Length": str(len(piece) * pieces)}, cut=True)
+        with contextlib.suppress(OSError):  # the client has gone
+            for _ in range(pieces):
+                handler.wfile.write(piece)
+                sent.append(len(piece))
+
+    monkeypatch.setattr(hub.RequestHandlerClass, "send_file", send_much)
+    (found,) = ask(hub, tmp_path / "home", [{"foreign": "org/model", "tokens": 1}])
+    assert found["error"].startswith("CheckpointError: hf://org/model/model.safetensors: asked for a part of it")
+    assert not found["pauses"] and len(sent) < pieces / 4

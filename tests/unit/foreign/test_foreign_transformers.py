@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from foreign_files import save
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_transformers import WIDTH, capturing, deepseek_v4, glm5_next, hy_v4, hyper_connections, token_ids
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
@@ -222,6 +222,45 @@ def test_model_that_transformers_has_no_code_for_is_refused(tmp_path: Path) -> N
     folder, _ = checkpoint(tmp_path, "openpangu_v2")
     with pytest.raises(ConfigError, match="cannot load it"):
         observe_on_text(str(folder), 8, token_ids(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("head.weight", "lm_head.weight"),
+        ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("model.layers.0.attn.q_norm.weight", "model.layers.0.self_attn.q_a_norm.weight"),
+    ],
+)
+def test_weights_that_would_be_drawn_are_refused(tmp_path: Path, lost: str, said: str) -> None:
+    folder = saved(deepseek_v4(), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    kept = {name: tensor for name, tensor in tensors.items() if name != lost}
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"weights of the model are missing.*: {said}"):
+        observe_on_text(folder, 24, token_ids(2, 13))
+    save_file(kept | {lost: torch.zeros(3, 5)}, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"have another shape than its config.json says.*: {said}"):
+        observe_on_text(folder, 24, token_ids(2, 13))
+
+
+@pytest.mark.parametrize("shape", [None, (3, 5)])
+def test_experts_that_cannot_be_put_together_are_refused(tmp_path: Path, shape: tuple | None) -> None:
+    folder = saved(deepseek_v4(), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    expert = tensors.pop("model.layers.0.ffn.experts.1.w1.weight")
+    other = {} if shape is None else {"model.layers.0.ffn.experts.1.w1.weight": expert.new_zeros(shape)}
+    save_file(tensors | other, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"weights of the model|cannot load it"):
+        observe_on_text(folder, 24, token_ids(2, 13))
+
+
+def test_tied_weights_are_not_missed(tmp_path: Path) -> None:
+    folder = saved(deepseek_v4(tie_word_embeddings=True), tmp_path)
+    assert "head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert observe_on_text(folder, 24, token_ids(2, 13)).basis == "text"
 
 
 def test_without_transformers_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
