@@ -45,9 +45,9 @@ def information(
 
     Where n C is above 512, channels are projected onto 512 / n directions first, by one Gaussian random matrix for the
     embedding, all streams and all places, so that n C below is 512: mixing streams still loses nothing, and a copy of
-    the embedding is still found whole. All three then are estimates of what is so of the projection: of r2 a low one,
-    since what shares a direction with the embedding there may be apart from it in all channels; of cka one that is
-    about the same where variance is spread over many channels, and noisier.
+    the embedding is still found whole. All three then are estimates of what is so of the projection. What is apart from
+    the embedding in all channels may share directions with it there, which lowers r2 and cka; but so many tokens are
+    more for fewer numbers, which raises r2.
 
     Args:
         observation: with streams.
