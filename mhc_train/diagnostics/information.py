@@ -13,6 +13,10 @@ from mhc_train.diagnostics.observation import Observation
 
 MOST_TOKENS = 2048
 LEAST_TOKENS = 64
+MOST_DIMENSIONS = 512
+"""Numbers a token that are looked at; of more, a random projection."""
+SEED = 0
+"""Of the projection: the same for every place and every model of one shape."""
 FOLDS = 5
 RUNS = 32
 """Units of consecutive tokens, where there are no sequences to be kept together."""
@@ -39,16 +43,23 @@ def information(
     `_explained`. Without at least 5 sequences, runs of consecutive tokens take their place, and standard errors are too
     small by what neighbouring runs have in common.
 
+    Where n C is above 512, channels are projected onto 512 / n directions first, by one Gaussian random matrix for the
+    embedding, all streams and all places, so that n C below is 512: mixing streams still loses nothing, and a copy of
+    the embedding is still found whole. All three then are estimates of what is so of the projection. What is apart from
+    the embedding in all channels may share directions with it there, which lowers r2 and cka; but so many tokens are
+    more for fewer numbers, which raises r2.
+
     Args:
         observation: with streams.
         sequence_length: tokens of a sequence, if the observation's tokens are sequences one after the other.
-        most_tokens: use so many at most, evenly spaced. Time grows with the cube of this number or, if that is less, of
-            n C: about a second a place for n C = 512.
+        most_tokens: use so many at most, evenly spaced. A place takes about a second for n C = 512, and hardly longer
+            for more.
 
     Returns:
-        One entry a place: index, name (of the sublayer that comes next, "read-out" at last), tokens and units used,
-        unit ("sequence" or "run of tokens"), and r2, r2_new and cka, each `{estimate, standard_error}`; null where
-        undefined or not finite. Empty where streams were not observed, or fewer than 64 tokens are used.
+        One entry a place: index, name (of the sublayer that comes next, "read-out" at last), tokens, units and
+        dimensions (n C, or at most 512) used, unit ("sequence" or "run of tokens"), and r2, r2_new and cka, each
+        `{estimate, standard_error}`; null where undefined or not finite. Empty where streams were not observed, or
+        fewer than 64 tokens are used.
     """
     places = [crossing.streams for crossing in observation.crossings] + [observation.last]
     streams = [place for place in places if place is not None]
@@ -57,10 +68,13 @@ def information(
     kept, units, unit = _sample(len(streams[0]), sequence_length, most_tokens)
     if len(units) < LEAST_TOKENS:
         return []
-    embedding = _Embedding.of(streams[0][kept].double().mean(1), units.to(streams[0].device))
-    about = {"tokens": len(units), "units": embedding.keep.shape[1] - 1, "unit": unit}
+    n, channels = streams[0].shape[1:]
+    projection = _projection(n, channels, streams[0].device) if n * channels > MOST_DIMENSIONS else None
+    dimensions = n * (channels if projection is None else projection.shape[1])
+    embedding = _Embedding.of(streams[0][kept].mean(1, dtype=torch.float64), units.to(streams[0].device), projection)
+    about = {"tokens": len(units), "units": embedding.keep.shape[1] - 1, "unit": unit, "dimensions": dimensions}
     return [
-        {"index": index, "name": name} | about | _estimates(X[kept].double().flatten(1), embedding)
+        {"index": index, "name": name} | about | _estimates(_projected(X[kept], projection).flatten(1), embedding)
         for index, (name, X) in enumerate(zip([*observation.names, READ_OUT], streams, strict=True))
     ]
 
@@ -83,7 +97,8 @@ class _Kernel(NamedTuple):
 class _Embedding(NamedTuple):
     """What is to be found again, and how tokens are held out."""
 
-    values: Float[Tensor, "tokens C"]
+    values: Float[Tensor, "tokens m"]
+    """Projected, as the streams are."""
     kernel: _Kernel
     variance: Float[Tensor, " subsets"]
     """Its HSIC with itself."""
@@ -94,7 +109,9 @@ class _Embedding(NamedTuple):
     """Whether a token's embedding is that of no token in another fold."""
 
     @classmethod
-    def of(cls, values: Float[Tensor, "tokens C"], units: Int[Tensor, " tokens"]) -> "_Embedding":
+    def of(
+        cls, values: Float[Tensor, "tokens C"], units: Int[Tensor, " tokens"], projection: Float[Tensor, "C m"] | None
+    ) -> "_Embedding":
         own = F.one_hot(units).double()
         keep = torch.cat([torch.ones_like(own[:, :1]), 1 - own], 1)
         folds = units * FOLDS // own.shape[1]
@@ -102,8 +119,22 @@ class _Embedding(NamedTuple):
         new = torch.zeros_like(types, dtype=torch.bool)
         for fold in range(FOLDS):
             new |= (folds == fold) & ~torch.isin(types, types[folds != fold])
+        values = _projected(values, projection)  # after equal ones were found: a product may round them differently
         kernel = _Kernel.of(values, keep)
         return cls(values, kernel, _hsic(kernel, kernel, keep), keep, folds, new)
+
+
+def _projection(n: int, channels: int, device: torch.device) -> Float[Tensor, "C m"]:
+    """Of every stream's channels, Gaussian; the same on every device."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randn(channels, max(1, MOST_DIMENSIONS // n), generator=generator).to(device)
+
+
+def _projected(
+    values: Float[Tensor, "*tokens C"], projection: Float[Tensor, "C m"] | None
+) -> Float[Tensor, "*tokens m"]:
+    """In float64; the product itself in float32, as exact as the streams are."""
+    return (values if projection is None else values.float() @ projection).double()
 
 
 def _sample(tokens: int, length: int | None, most: int) -> tuple[slice, Int[Tensor, " kept"], str]:

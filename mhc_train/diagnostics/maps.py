@@ -4,7 +4,7 @@ One number a matrix; statistics over tokens are taken elsewhere. Definitions and
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,8 @@ Matrices = Float[Tensor, "*tokens n n"]
 Numbers = Float[Tensor, "*tokens"]
 Spectra = Float[Tensor, "*tokens n"]
 """Singular values."""
+FEW_STREAMS = 8
+"""Up to so many, all sets of columns are gone through, of all matrices at once; there are 2^n."""
 
 
 def forward_gain(H: Matrices) -> Numbers:
@@ -79,13 +81,30 @@ def dobrushin(H: Matrices) -> Numbers:
 def permutation_distance(H: Matrices) -> Numbers:
     """`1 - max_s 1/n sum_i H[i, s(i)]` over permutations s: 0 for a permutation, 1 - 1/n for the uniform map."""
     n = H.shape[-1]
+    return 1 - (_best_of_sets(H) if n <= FEW_STREAMS else _best_assignment(H)) / n
+
+
+def _best_of_sets(H: Matrices) -> Numbers:
+    """The largest sum of entries, one of each row and column: for few streams."""
+    n = H.shape[-1]
     best = {0: torch.zeros_like(H[..., 0, 0])}  # of the first rows, by the set of columns that they took
     for taken in range(1, 2**n):
         row = taken.bit_count() - 1
         columns = [column for column in range(n) if taken >> column & 1]
         totals = [best[taken & ~(1 << column)] + H[..., row, column] for column in columns]
         best[taken] = torch.stack(totals).amax(0)
-    return 1 - best[2**n - 1] / n
+    return best[2**n - 1]
+
+
+def _best_assignment(H: Matrices) -> Numbers:
+    """The same for many streams, one matrix after the other; NaN where an entry is not finite."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
+
+    totals = [
+        matrix[linear_sum_assignment(matrix, maximize=True)].sum().item() if matrix.isfinite().all() else math.nan
+        for matrix in H.detach().double().cpu().reshape(-1, *H.shape[-2:])
+    ]
+    return H.new_tensor(totals).view(H.shape[:-2])
 
 
 def difference_gain(H: Matrices) -> Numbers:
@@ -151,12 +170,13 @@ NAMES = (*OF_ENTRIES, *OF_SPECTRA)
 """Every measurement of a matrix, as it is called in reports and in `--fail-on`."""
 
 
-def measures(H: Matrices) -> dict[str, Numbers]:
-    """Every measurement of every matrix, by its name; singular values are computed once."""
+def measures(H: Matrices, names: Collection[str] = NAMES) -> dict[str, Numbers]:
+    """Those measurements of every matrix, by their names; singular values are computed once, if at all."""
+    found = {name: function(H) for name, function in OF_ENTRIES.items() if name in names}
+    if OF_SPECTRA.keys().isdisjoint(names):
+        return found
     s = singular_values(H)
-    return {name: function(H) for name, function in OF_ENTRIES.items()} | {
-        name: function(s) for name, function in OF_SPECTRA.items()
-    }
+    return found | {name: function(s) for name, function in OF_SPECTRA.items() if name in names}
 
 
 def forward_composites(maps: list[Tensor]) -> list[Tensor]:
@@ -173,13 +193,6 @@ def backward_composites(maps: list[Tensor]) -> list[Tensor]:
     for H in reversed(maps[:-1]):
         composites.append(composites[-1] @ H)
     return composites[::-1]
-
-
-def all_spans(maps: list[Tensor]) -> Iterator[tuple[int, int, Tensor]]:
-    """`H_b ... H_a` of every span of sublayers a to b, both included, with a and b."""
-    for first in range(len(maps)):
-        for last, composite in enumerate(forward_composites(maps[first:]), first):
-            yield first, last, composite
 
 
 def gini(shares: Float[Tensor, "*tokens n"]) -> Numbers:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mhc_train.diagnostics import signals
 from mhc_train.diagnostics.laws import judge
-from mhc_train.diagnostics.maps import all_spans, backward_composites, forward_composites, gini, measures
+from mhc_train.diagnostics.maps import backward_composites, forward_composites, gini, measures
 from mhc_train.diagnostics.observation import Crossing, Observation
 from mhc_train.diagnostics.promises import kept
 
@@ -58,12 +58,12 @@ def halves(observation: Observation) -> dict[str, Any]:
 def spans(observation: Observation) -> dict[str, list[list[float | None]]]:
     """Of every span of sublayers a to b, at [a][b]; null for b < a. Over up to `SPAN_TOKENS` tokens, evenly spaced."""
     maps = [_spaced(crossing.res.double()) for crossing in observation.crossings]
-    empty: list[list[float | None]] = [[None] * len(maps) for _ in maps]
-    tables = {name: [list(row) for row in empty] for name in SPANS}
-    for first, last, composite in all_spans(maps):
-        found = summarise({name: numbers for name, numbers in measures(composite).items() if name in SPANS})
+    tables: dict[str, list[list[float | None]]] = {name: [] for name in SPANS}
+    for first in range(len(maps)):
+        found = measures(torch.stack(forward_composites(maps[first:])), SPANS)
         for name, statistic in SPANS.items():
-            tables[name][first][last] = found[name][statistic]
+            row = found[name].quantile(QUANTILES[statistic], dim=1).tolist()
+            tables[name].append([*[None] * first, *map(finite, row)])
     return tables
 
 

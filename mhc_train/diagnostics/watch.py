@@ -55,9 +55,13 @@ class Watch:
         self._rows, self._stride = max(1, tokens // seq_len), -(-seq_len // tokens)
         # One object for all steps, so that a compiled model knows it again.
         self._observer = partial(glance, self._rows, self._stride)
+        self._loss = torch.tensor(0.0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was seen, which is on the model's device."""
         self._seen: list[Glance] = []
         self._made: list[tuple[Tensor | None, Tensor]] = []
-        self._loss = torch.tensor(0.0)
 
     def through(self, forward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
         """The forward pass with a look at its tokens."""
@@ -80,10 +84,17 @@ class Watch:
         mixing = self._model.path[index].mixing(streams)
         return None if mixing is None else mixing[1][0], self._initial[index].maps(streams).res[0]
 
-    def observation(self) -> Observation:
-        """What was seen last, on the CPU; the device is waited for here."""
+    def observation(self, moved: bool = True) -> Observation:
+        """What was seen last, on the CPU, and forget it; the device is waited for here.
+
+        Args:
+            moved: whether there has been a step that mixers could have moved in; before it, nothing is told of their
+                drift.
+        """
         *seen, end = self._seen
-        crossings = [_crossing(what, *made) for what, made in zip(seen, self._made, strict=True)]
+        pairs = zip(seen, self._made, strict=True)
+        crossings = [_crossing(what, logits, initial if moved else None) for what, (logits, initial) in pairs]
+        self.forget()
         return Observation(
             names=list(self._model.sublayer_names()),
             crossings=crossings,
@@ -95,14 +106,14 @@ class Watch:
         )
 
 
-def _crossing(what: Glance, logits: Tensor | None, initial: Tensor) -> Crossing:
+def _crossing(what: Glance, logits: Tensor | None, initial: Tensor | None) -> Crossing:
     pre, post, res = (part.cpu() for part in what.maps)
     return Crossing(
         pre=pre,
         post=post,
         res=res,
         logits=None if logits is None else logits.cpu(),
-        initial=initial.cpu(),
+        initial=None if initial is None else initial.cpu(),
         streams=what.streams.cpu(),
         output=what.output.cpu(),
     )

@@ -106,15 +106,18 @@ class Session:
         )
         progression.step += 1
         progression.tokens += config.train.batch_tokens
-        if watch is not None:
-            append_json_line(self.run.watch, {"step": progression.step} | line(measure(watch.observation())))
+        if watch is not None and self.first:
+            document = measure(watch.observation(moved=progression.step > 1))
+            append_json_line(self.run.watch, {"step": progression.step} | line(document))
+        elif watch is not None:
+            watch.forget()
         self.results.add(progression.step, result, batch)
         self.settle(self.results.late)
 
     def _is_watched(self, step: int) -> bool:
-        """Whether this rank looks through the forward pass of a step: the first one does, for all."""
+        """Whether a step is looked through: by all ranks, so that all compile the same graph at the same time."""
         every = self.config.diagnostics.watch_every
-        return self.first and every > 0 and step % every == 0
+        return every > 0 and step % every == 0
 
     def _anneal(self, step: int) -> None:
         self.parallel.model.path.anneal(step / max(1, self.config.train.steps - 1))
@@ -186,9 +189,9 @@ class Session:
         rows = max(1, self.config.diagnostics.tokens // self.config.data.seq_len)
         step = self.progression.step
         start = self.initial if step else None  # before the first step nothing can have moved
-        document = measure(observe(self.parallel.model, self.corpus.validation.blocks[:rows], start))
+        observation = observe(self.parallel.model, self.corpus.validation.blocks[:rows], start)
         if self.first:
-            append_json_line(self.run.measurements, {"step": step} | rounded(document))
+            append_json_line(self.run.measurements, {"step": step} | rounded(measure(observation)))
 
     def asked_to_stop(self, own: Reason = Reason.NONE) -> Reason:
         """Why all ranks are to stop now, agreed by them; `own` is what this one has besides signals and time."""

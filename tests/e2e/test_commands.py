@@ -126,6 +126,13 @@ def test_what_is_looked_at_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert lines[0] == lines[1]
 
 
+def test_a_look_at_the_first_step_tells_of_no_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = read_json_lines(fitted(monkeypatch, tmp_path, LOOKING) / "diagnostics" / "watch.jsonl")
+    assert [("mixer_drift" in look["sublayers"][0]) for look in looks] == [False] + 7 * [True]
+    verdicts = [law["verdict"] for look in looks for law in look["laws"] if law["law"] == "dead_mixer"]
+    assert len(verdicts) == 8 and "fail" not in verdicts
+
+
 def test_only_some_keys_may_change_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

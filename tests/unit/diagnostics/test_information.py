@@ -193,6 +193,37 @@ def test_standard_errors_are_of_the_order_of_the_spread_over_draws(sequences: in
         assert 0.7 < stated / spread < 1.6, (key, stated, spread)
 
 
+WIDE = drawn(400, 192, seed=4)
+
+
+@pytest.mark.parametrize("change", [lambda X: X, lambda X: 3 * X.flip(1), lambda X: X * drawn(4, 1)], ids=str)
+def test_what_is_projected_is_found_whole_after_whatever_streams_do_among_each_other(change) -> None:
+    found = estimates(change(copies(WIDE)), WIDE)
+    assert found["dimensions"] == 512
+    for key in ("r2", "r2_new", "cka"):
+        assert found[key]["estimate"] == pytest.approx(1, abs=1e-4), key
+
+
+def test_a_projection_is_about_what_is_projected(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding = drawn(512, 64)
+    X = copies(embedding) + drawn(512, 4, 64, seed=1)
+    exact = estimates(X, embedding)
+    monkeypatch.setattr("mhc_train.diagnostics.information.MOST_DIMENSIONS", 130)
+    found = estimates(X, embedding)
+    assert (exact["dimensions"], found["dimensions"]) == (256, 128)
+    assert found["r2"]["estimate"] == pytest.approx(exact["r2"]["estimate"], abs=0.1)
+    assert found["cka"]["estimate"] == pytest.approx(exact["cka"]["estimate"], abs=0.05)
+    independent = estimates(drawn(512, 4, 64, seed=1), embedding)
+    assert independent["r2"]["estimate"] < 0.01
+    assert abs(independent["cka"]["estimate"]) < 4 * independent["cka"]["standard_error"] < 0.1
+    assert found == estimates(X, embedding)  # the same projection each time
+
+
+def test_repeated_tokens_are_still_known_after_a_projection() -> None:
+    found = estimates(drawn(160, 4, 192), WIDE[:20].repeat(8, 1))
+    assert found["r2_new"] == {"estimate": None, "standard_error": None}
+
+
 def test_of_many_tokens_some_of_every_sequence_are_used() -> None:
     embedding = drawn(80 * 64, 2)
     found = estimates(copies(embedding, 1), embedding, 64)

@@ -72,7 +72,7 @@ def some_maps(kind: str, n: int) -> np.ndarray:
     return np.stack([sinkhorn_limit(2 * random.normal(size=(n, n))) for _ in range(5)])
 
 
-@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize("n", [2, 4, 8, 9])
 @pytest.mark.parametrize("kind", ["random", "exploding", "doubly stochastic", "permutation", "orthogonal"])
 def test_measures_of_maps(kind: str, n: int) -> None:
     maps = some_maps(kind, n)
@@ -107,7 +107,16 @@ def test_analytic_maps(H: Tensor, expected: dict[str, float]) -> None:
 def test_one_stream_has_no_differences_and_a_broken_map_no_singular_values() -> None:
     assert measures(torch.ones(1, 1))["difference_gain"].isnan()
     assert measures(torch.full((2, 2), math.inf))["spectral_norm"].isnan()
+    assert measures(torch.full((2, 9, 9), math.inf), ["permutation_distance"])["permutation_distance"].isnan().all()
     assert statistics(torch.tensor([1.0, math.inf]))["max"] is None
+
+
+def test_what_is_not_asked_for_is_not_measured() -> None:
+    maps = torch.from_numpy(some_maps("random", 3))
+    everything, names = measures(maps), ("entropy", "stable_rank")
+    for asked in (names, names[:1], ()):
+        found = measures(maps, asked)
+        assert found.keys() == set(asked) and all(found[name].equal(everything[name]) for name in asked)
 
 
 def test_composites_are_ordered_products() -> None:
@@ -235,6 +244,18 @@ def test_majorisation_is_what_a_doubly_stochastic_map_cannot_break() -> None:
             largest = [sum(sorted(values[:, channel], reverse=True)[:k]) for values in (mixed, X_t)]
             excess = max(excess, largest[0] - largest[1])
         assert found.item() == pytest.approx(excess / np.sqrt((X_t**2).mean()))
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_majorisation_is_by_sorted_streams_however_many(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    X = torch.randint(-2, 3, (50, n, 16), generator=generator).double()  # with ties
+    H = torch.randint(-1, 2, (50, n, n), generator=generator).double()
+    mixed, before = (part.sort(-2, descending=True).values.cumsum(-2) for part in (H @ X, X))
+    excess = (mixed - before).clamp_min(0).amax((-2, -1))
+    assert signals.majorisation_excess(X, H).equal(excess / X.square().mean((-2, -1)).sqrt())
+    broken = X.index_fill(0, torch.tensor([3]), math.nan)
+    assert signals.majorisation_excess(broken, H).isnan().nonzero().tolist() == [[3]]
 
 
 def test_numbers_of_single_streams_and_channels() -> None:

@@ -152,6 +152,28 @@ def test_nothing_large_is_kept_alive() -> None:
         assert tensor.untyped_storage().nbytes() == tensor.nbytes and not tensor.requires_grad
 
 
+def test_what_was_seen_is_let_go_once_it_is_told() -> None:
+    model = random_model("mhc")
+    watch = a_watch(model, "mhc")
+    accumulate_gradients(lay_out(model, Config(), Ranks()), BATCH, 2, CPU, watch)
+    assert watch._seen and watch._made
+    watch.observation()
+    assert not watch._seen and not watch._made
+
+
+def test_before_the_first_step_nothing_is_told_of_drift() -> None:
+    connection = compose(["connection=mhc"]).connection
+    for moved, verdict in ((True, "fail"), (False, "not applicable")):
+        model = Transformer(MODEL, connection, 32, seed=5)
+        with torch.no_grad():
+            model.embedding.weight.mul_(20)  # streams part at once, so that mixing matters
+        watch = a_watch(model, "mhc")
+        accumulate_gradients(lay_out(model, Config(), Ranks()), BATCH, 2, CPU, watch)
+        document = measure(watch.observation(moved))
+        assert [law["verdict"] for law in document["laws"] if law["law"] == "dead_mixer"] == [verdict]
+        assert all(("mixer_drift" in row) is moved for row in document["sublayers"])
+
+
 def test_drift_is_measured_from_the_path_that_the_model_began_with() -> None:
     connection = compose(["connection=mhc"]).connection
     fresh = Transformer(MODEL, connection, 32, seed=5)
