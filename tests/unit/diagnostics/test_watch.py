@@ -98,7 +98,10 @@ def test_with_recomputation_the_same_is_seen(option: str) -> None:
     assert looked(random_model(option, 3), option) == looked(random_model(option), option)
 
 
-@pytest.mark.parametrize(("option", "recompute"), [("mhc", 0), ("mhc", 3), ("mhc_single_pass", 3)])
+SLOW = [pytest.param("mhc", recompute, marks=pytest.mark.slow) for recompute in (0, 3)]  # a compilation each
+
+
+@pytest.mark.parametrize(("option", "recompute"), [("mhc_single_pass", 3), *SLOW])
 def test_a_compiled_step_is_seen_without_a_break_and_compiled_once(
     option: str, recompute: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
