@@ -16,6 +16,7 @@ from mhc_train.report.charts.ledgers import BACKWARD, FORWARD, ledgers
 from mhc_train.report.charts.spans import span_map
 from mhc_train.report.diagnosis import to_html, write_diagnosis
 from mhc_train.report.readings import short_names
+from mhc_train.report.words import MINUS
 
 Document = dict[str, Any]
 LAWS = "Laws of the residual path"
@@ -159,7 +160,7 @@ def test_ledgers_are_shares_that_add_up() -> None:
         shares = [first[term]["mean"] / first[total]["mean"] for term, _ in terms]
         assert sum(shares) == pytest.approx(1)
         for share, (_, name) in zip(shares, terms, strict=True):
-            assert f"{name}: {share:.4g} at the first point" in description(chart.svg)
+            assert f"{name}: {share:.4g} at the first point".replace("-", MINUS) in description(chart.svg)
 
 
 def test_matrices_are_those_of_figure_8() -> None:
