@@ -31,8 +31,8 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "row-error": Depth(
         "Row error",
-        "How far the sums of rows lie from 1: {lines}. At 0 gradients keep their total; values below 1e-12 are drawn "
-        "there.",
+        "How far the sums of rows lie from 1: {lines}. At 0 gradients keep their total; values below 1e\u221212 are "
+        "drawn there.",
         "largest |row sum \u2212 1|",
         sublayers,
         "row_error",
@@ -42,8 +42,8 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "column-error": Depth(
         "Column error",
-        "How far the sums of columns lie from 1: {lines}. At 0 the streams keep their total; values below 1e-12 are "
-        "drawn there.",
+        "How far the sums of columns lie from 1: {lines}. At 0 the streams keep their total; values below 1e\u221212 "
+        "are drawn there.",
         "largest |column sum \u2212 1|",
         sublayers,
         "column_error",
@@ -121,8 +121,8 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "mixer-gradient": Depth(
         "Gradient at the mixer",
-        "Norm of the loss's gradient at the mixer's logits: {lines}. At 0 the mixer cannot learn; values below 1e-12 "
-        "are drawn there.",
+        "Norm of the loss's gradient at the mixer's logits: {lines}. At 0 the mixer cannot learn; values below "
+        "1e\u221212 are drawn there.",
         "gradient norm",
         sublayers,
         "mixer_gradient",

@@ -7,13 +7,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from fake_diagnoses import diagnosis, exactly
+from fake_diagnoses import diagnosis, exactly, untrained
 from pages import Page
 
 from mhc_train.report.charts import diagnosis as charts
 from mhc_train.report.charts.depth import Subject
 from mhc_train.report.charts.ledgers import BACKWARD, FORWARD, ledgers
 from mhc_train.report.charts.spans import span_map
+from mhc_train.report.depths import to_html as depths_to_html
 from mhc_train.report.diagnosis import to_html, write_diagnosis
 from mhc_train.report.readings import short_names
 from mhc_train.report.words import MINUS
@@ -100,6 +101,55 @@ def test_a_single_diagnosis_says_all_of_a_law_in_a_row() -> None:
     assert page.row(LAWS, "dissipation")[-1] == ""  # obeyed: nothing to try
     assert page.row(LAWS, "energy")[0] == "not promised"
     assert "ok to 0.001, warns to 0.01" in page.text
+
+
+def test_narrow_screens_show_the_columns_name_before_each_cell_of_a_law() -> None:
+    assert "warns to 0.01" in html("whole") and "@media (max-width: 40rem)" in html("whole")
+    columns = ["verdict", "worst at", "evidence", "what it means", "what to try"]
+    assert Page(html("whole")).values("data-column") == len(diagnosis()["laws"]) * 2 * columns  # biases have theirs
+
+
+def test_a_law_that_is_not_declared_is_not_called_unmeasured() -> None:
+    other = diagnosis("runs/b")
+    other["laws"] = [law for law in other["laws"] if law["law"] != "energy"]
+    page = Page(to_html([diagnosis("runs/a"), other]))
+    assert page.row(LAWS, "energy") == ["\u2713ok", "not declared"]
+
+
+def test_spans_say_what_their_numbers_stand_for() -> None:
+    (chart,) = charts.spans(Subject("a", 0, diagnosis(sublayers=20)), "forward_gain")
+    assert "Sublayer 0 is layers.0.attention, 1 is layers.0.feedforward and so on." in chart.caption
+    words = ["".join(element.itertext()) for element in ElementTree.fromstring(chart.svg).iter("text")]
+    ticks = [int(word) for word in words if re.fullmatch("[0-9]+", word)]
+    assert ticks == 2 * [0, 3, 6, 9, 12, 15, 18]
+
+
+def test_errors_have_no_axis_below_zero() -> None:
+    (errors,) = charts.profiles([Subject("a", 0, diagnosis())], "row-error")
+    (gains,) = charts.profiles([Subject("a", 0, diagnosis())], "spectral-norm")
+    for chart, lowest in ((errors, "0.0000"), (gains, "0.9")):
+        words = ["".join(element.itertext()) for element in ElementTree.fromstring(chart.svg).iter("text")]
+        heights = [word for word in words if "." in word]
+        assert heights[0].startswith(lowest) and not any(word.startswith("\u2212") for word in heights)
+
+
+def test_error_bars_may_reach_below_zero() -> None:
+    document = diagnosis()
+    for row in document["ablations"]:
+        row["standard_error"] = 1.0
+    chart = charts.ablations(Subject("a", 0, document))
+    assert chart is not None and "\u22121.0" in "".join(ElementTree.fromstring(chart.svg).itertext())
+
+
+def test_untrained_depths_are_tabled_and_say_where_a_gain_ends() -> None:
+    documents = [untrained("residual", {2: 1.0, 64: 1.0}, None, streams=1), untrained("hc", {2: 1e-7, 64: None})]
+    page = Page(depths_to_html(documents))
+    table = "Of the whole composite, by sublayers and connection"
+    assert page.row(table, "2: hc") == ["1.000e\u22127", "1.000e\u22127", "0.5000"]
+    assert page.row(table, "64: hc") == ["not finite", "not finite", "0.5000"]
+    assert page.row(table, "2: residual")[-1] == "one stream" and page.row(table, "2: 1.1 I")[0] == "1.210"
+    assert "largest over tokens. hc is no longer finite from 64 sublayers on." in page.text
+    assert "residual is no longer" not in page.text
 
 
 def test_several_diagnoses_stand_side_by_side_with_what_to_try() -> None:
