@@ -178,7 +178,9 @@ def _ablations(subjects: Subjects) -> Table | None:
 def _cost(row: dict[str, Any] | None) -> Cell:
     if row is None:
         return Cell("not measured")
-    return Cell(f"{signed(row['loss_difference'])} nats", f"standard error {number(row['standard_error'], 2)}")
+    error = row["standard_error"]
+    known = "no standard error of one sequence" if error is None else f"standard error {number(error, 2)}"
+    return Cell(f"{signed(row['loss_difference'])} nats", known)
 
 
 # ---------------------------------------------------------------- sections

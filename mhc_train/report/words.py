@@ -52,8 +52,8 @@ def loss(value: Number) -> str:
 
 
 def signed(value: Number) -> str:
-    """A difference of losses, with its sign."""
-    return "none" if value is None else f"{value:+.4f}".replace("-", MINUS)
+    """A difference of losses, with its sign; there is no negative zero."""
+    return "none" if value is None else typeset(f"{round(value, 4) + 0.0:+.4f}")
 
 
 def memory(size: int) -> str:

@@ -246,6 +246,15 @@ def test_ablations_are_drawn_by_kind_and_tabled_at_once() -> None:
     assert Page(html("whole")).row(table, "identity") == ["+0.0100 nats"]
 
 
+def test_ablations_of_one_sequence_have_no_standard_error() -> None:
+    document = diagnosis()
+    for row in document["ablations"]:
+        row |= {"standard_error": None, "loss_difference": -1e-7}
+    page = Page(to_html([document]))
+    assert page.row("Rise of the loss with all sublayers ablated at once", "identity") == ["+0.0000 nats"]
+    assert "no standard error of one sequence" in page.text and "standard error not finite" not in page.text
+
+
 @pytest.mark.parametrize(
     ("paths", "names"),
     [
