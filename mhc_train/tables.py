@@ -1,24 +1,39 @@
 """Tables for people: ruled on a terminal, plain aligned columns in a pipe."""
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 WIDTH_IN_A_PIPE = 200
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """Print a table on standard output, whose first `left` columns are text and the others numbers."""
+    """Print a table on standard output, whose first `left` columns are text and the others numbers.
+
+    Where there is no room, text is wrapped: half a number would be a wrong one. A row without cells is an empty line.
+    """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     terminal = sys.stdout.isatty()
     table = Table(title=title, box=box.SIMPLE_HEAD if terminal else None, title_justify="left", pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
+        text = place < left
+        table.add_column(column, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if terminal else WIDTH_IN_A_PIPE).print(table)
+    show(table, None if terminal else WIDTH_IN_A_PIPE)
+
+
+def show(content: Any, width: int | None = None, wrap: bool = True) -> None:
+    """Print what rich can draw on standard output; a reader who has seen enough, such as `head`, is no error."""
+    from rich.console import Console
+
+    try:
+        Console(width=width, highlight=False).print(content, soft_wrap=not wrap)
+    except (BrokenPipeError, SystemExit):  # rich turns the first into the second, with exit code 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def number(value: float | None, digits: int = 3) -> str:

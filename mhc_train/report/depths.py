@@ -11,11 +11,11 @@ from mhc_train.report.charts.curves import ends, thick
 from mhc_train.report.charts.drawing import Legend, chart, scale
 from mhc_train.report.diagnosis import Section
 from mhc_train.report.page import Cell, Table, environment
-from mhc_train.report.words import SYMBOLS, listed, number
+from mhc_train.report.readings import AMPLIFIER, DEPTH_COLUMNS, depth_rows
+from mhc_train.report.words import SYMBOLS, Number, listed, number
 
 Document = dict[str, Any]
 
-AMPLIFIER = "1.1 I"
 MEASURES = (
     ("forward_gain", "max", "Forward gain", "largest over tokens", True),
     ("backward_gain", "max", "Backward gain", "largest over tokens", True),
@@ -63,6 +63,16 @@ def _measured(documents: list[Document]) -> Table:
     return Table("What was measured", [document["connection"] for document in documents], cells, arms=True)
 
 
+def _numbers(documents: list[Document]) -> Table:
+    rows = [
+        (Cell(f"{depth}: {connection}"), list(map(Cell, cells)))
+        for depth, group in depth_rows(documents, number)
+        for connection, cells in group
+    ]
+    columns = [f"{title}, {statistic}" for title, _, statistic in DEPTH_COLUMNS]
+    return Table("Of the whole composite, by sublayers and connection", columns, rows)
+
+
 def _section(documents: list[Document]) -> Section:
     return Section(
         "depth",
@@ -70,6 +80,7 @@ def _section(documents: list[Document]) -> Section:
         "The composite of all sublayers, by their number. 1.1 I multiplies its streams by a tenth more at each: "
         "amplification is exponential in depth. What cannot amplify forgets: a difference gain that falls is the other "
         "end of the same scale.",
+        tables=[_numbers(documents)],
         charts=[_chart(documents, *measure) for measure in MEASURES],
     )
 
@@ -82,6 +93,7 @@ def _chart(documents: list[Document], measure: str, statistic: str, title: str, 
     if amplifier:
         curves.append((AMPLIFIER, [(row["sublayers"], row["gain"]) for row in documents[0]["amplifier"]]))
     known = [(name, [point for point in points if point[1] is not None]) for name, points in curves]
+    caption = f"{title} of the whole composite: {reading}." + "".join(_ends(*curve) for curve in curves)
     legend: Legend = [(name, look(index)) for index, (name, _) in enumerate(known)]
 
     def draw(axes: Axes) -> None:
@@ -93,6 +105,10 @@ def _chart(documents: list[Document], measure: str, statistic: str, title: str, 
         scale(axes, [value for _, points in known for _, value in points])
 
     description = " ".join(ends(name, points, "sublayers") for name, points in known)
-    return chart(
-        measure.replace("_", "-"), title, f"{title} of the whole composite: {reading}.", draw, legend, description
-    )
+    return chart(measure.replace("_", "-"), title, caption, draw, legend, description)
+
+
+def _ends(name: str, points: list[tuple[int, Number]]) -> str:
+    """Says from where on a curve is missing, because its end alone could be overlooked; one stream never has any."""
+    missing = [depth for depth, value in points if value is None]
+    return f" {name} is no longer finite from {missing[0]} sublayers on." if 0 < len(missing) < len(points) else ""

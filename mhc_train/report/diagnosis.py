@@ -11,10 +11,21 @@ from mhc_train.report.charts import diagnosis as charts
 from mhc_train.report.charts.depth import Subject
 from mhc_train.report.charts.ledgers import ledgers
 from mhc_train.report.page import Cell, Table, environment
-from mhc_train.report.readings import Document, advised, evidence, short_names
+from mhc_train.report.readings import Document, advised, evidence, numbered, short_names
 from mhc_train.report.summary import path
 from mhc_train.report.tables import laws_table, path_numbers
-from mhc_train.report.words import SYMBOLS, counted, law_name, listed, loss, number, signed
+from mhc_train.report.words import (
+    REPLACEMENTS,
+    SYMBOLS,
+    counted,
+    kind_name,
+    law_name,
+    listed,
+    loss,
+    number,
+    short,
+    signed,
+)
 
 Subjects = Sequence[Subject]
 
@@ -86,7 +97,7 @@ def _measured(subjects: Subjects) -> Table:
         ("basis", lambda document: document["basis"]),
         ("tokens", lambda document: counted(document["tokens"])),
         ("streams", lambda document: str(document["streams"])),
-        ("sublayers", lambda document: str(len(document["sublayers"]))),
+        ("sublayers", lambda document: f"{len(document['sublayers'])}: {numbered(document['sublayers'])}"),
         ("loss on these tokens", lambda document: _loss(document.get("loss"))),
     ]
     cells = [(Cell(name), [Cell(read(subject.measurement)) for subject in subjects]) for name, read in rows]
@@ -116,7 +127,7 @@ def _laws(subjects: Subjects, prefix: str = "") -> list[Table | None]:
         )
         for row in subjects[0].measurement["laws"]
     ]
-    return [Table(caption, ["verdict", "worst at", "evidence", "what it means", "what to try"], rows)]
+    return [Table(caption, ["verdict", "worst at", "evidence", "what it means", "what to try"], rows, stacked=True)]
 
 
 def _limits(found: dict[str, Any] | None) -> str:
@@ -124,8 +135,8 @@ def _limits(found: dict[str, Any] | None) -> str:
     if not found:
         return ""
     word = "from" if found.get("below") else "to"
-    text = f"{found['statistic']} over tokens; ok {word} {found['ok']:g}"
-    return text + (f", warns {word} {found['warn']:g}" if found["warn"] else "")
+    text = f"{found['statistic']} over tokens; ok {word} {short(found['ok'])}"
+    return text + (f", warns {word} {short(found['warn'])}" if found["warn"] else "")
 
 
 def _advice(subjects: Subjects, prefix: str) -> Table | None:
@@ -142,7 +153,7 @@ def _advice(subjects: Subjects, prefix: str) -> Table | None:
         )
         for law, advice in laws
     ]
-    return Table(f"{prefix}What to try", ["where", "what"], rows) if rows else None
+    return Table(f"{prefix}What to try", ["where", "what"], rows, stacked=True) if rows else None
 
 
 def _ablations(subjects: Subjects) -> Table | None:
@@ -155,7 +166,10 @@ def _ablations(subjects: Subjects) -> Table | None:
     }
     names = [subject.name for subject in subjects]
     rows = [
-        (Cell(kind.replace("_", " ")), [_cost(found.get((kind, name))) for name in names])
+        (
+            Cell(kind_name(kind), f"H_res becomes {REPLACEMENTS[kind]}" if kind in REPLACEMENTS else ""),
+            [_cost(found.get((kind, name))) for name in names],
+        )
         for kind in dict.fromkeys(kind for kind, _ in found)
     ]
     return Table("Rise of the loss with all sublayers ablated at once", names, rows, arms=True) if rows else None
@@ -164,7 +178,9 @@ def _ablations(subjects: Subjects) -> Table | None:
 def _cost(row: dict[str, Any] | None) -> Cell:
     if row is None:
         return Cell("not measured")
-    return Cell(f"{signed(row['loss_difference'])} nats", f"standard error {number(row['standard_error'], 2)}")
+    error = row["standard_error"]
+    known = "no standard error of one sequence" if error is None else f"standard error {number(error, 2)}"
+    return Cell(f"{signed(row['loss_difference'])} nats", known)
 
 
 # ---------------------------------------------------------------- sections

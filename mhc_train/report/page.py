@@ -28,6 +28,8 @@ class Table:
     rows: list[tuple[Cell, list[Cell]]]
     arms: bool = False
     """Whether the columns are the arms, which have colours."""
+    stacked: bool = False
+    """Whether a narrow screen shows the cells of a row below each other, each after its column's name."""
 
 
 @dataclass(frozen=True)

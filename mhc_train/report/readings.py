@@ -7,7 +7,18 @@ from typing import Any
 from mhc_train.report.words import Number, number
 
 Document = dict[str, Any]
-NOT_MEASURED = "not measured"
+Row = tuple[str, list[str]]
+"""A name, and its cells."""
+NOT_MEASURED, NOT_DECLARED = "not measured", "not declared"
+PER_STREAM = ("energy_out", "gradient_out")
+"""What is shown divided by the number of streams, so that one stream and several can be compared."""
+AMPLIFIER = "1.1 I"
+DEPTH_COLUMNS = (
+    ("fwd gain", "forward_gain", "max"),
+    ("bwd gain", "backward_gain", "max"),
+    ("kept", "difference_gain", "median"),
+)
+"""Of an untrained path: title, measure of the whole composite, statistic over tokens."""
 
 
 def largest(entries: list[dict[str, Any]], measure: str) -> Number:
@@ -41,6 +52,12 @@ def short_names(documents: list[Document]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
+def numbered(rows: list[dict[str, Any]]) -> str:
+    """Which numbers the first sublayers have, from which the others follow."""
+    first = [f"{row['index']} is {row['name']}" for row in rows[:2]]
+    return ", ".join(first) + (" and so on" if len(rows) > len(first) else "")
+
+
 def evidence(row: dict[str, Any], placed: bool = True) -> str:
     """What a verdict rests on, where if `placed`, and what the mixer declares."""
     found, declared = row["evidence"], row["declared"]
@@ -61,14 +78,36 @@ def _declared(declared: dict[str, Any]) -> str:
     return text if span is None else f"{text} while logits span at most {number(span, 1)}"
 
 
-def path_number(measurement: Document | None, read: Callable[[Document], Number]) -> str:
+def path_number(
+    measurement: Document | None, read: Callable[[Document], Number], write: Callable[[Number], str] = number
+) -> str:
     """One of `PATH_NUMBERS`, in words where there is no number."""
     try:
         value = read(measurement or {})
     except KeyError:  # a diagnosis holds only what was observed
         return NOT_MEASURED
     # One stream has no differences and no cosine: that is no numerical failure.
-    return "one stream" if value is None and measurement and measurement["streams"] == 1 else number(value)
+    return "one stream" if value is None and measurement and measurement["streams"] == 1 else write(value)
+
+
+def depth_rows(documents: list[Document], write: Callable[[Number], str]) -> list[tuple[int, list[Row]]]:
+    """For every depth, `DEPTH_COLUMNS` of each connection's whole composite, and those of the linear amplifier."""
+    depths = zip(documents[0]["amplifier"], *(document["depths"] for document in documents), strict=True)
+    return [
+        (
+            amplified["sublayers"],
+            [
+                (document["connection"], [_depth_number(document, entry[m][s], write) for _, m, s in DEPTH_COLUMNS])
+                for document, entry in zip(documents, entries, strict=True)
+            ]
+            + [(AMPLIFIER, [write(amplified["gain"])] * len(DEPTH_COLUMNS))],
+        )
+        for amplified, *entries in depths
+    ]
+
+
+def _depth_number(document: Document, value: Number, write: Callable[[Number], str]) -> str:
+    return "one stream" if value is None and document["streams"] == 1 else write(value)
 
 
 def _composite(way: str, measure: str) -> Callable[[dict[str, Any]], Number]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mhc_train.report.page import Cell, Table
-from mhc_train.report.readings import NOT_MEASURED, PATH_NUMBERS, evidence, path_number
+from mhc_train.report.readings import NOT_DECLARED, NOT_MEASURED, PATH_NUMBERS, evidence, path_number
 from mhc_train.report.words import (
     MINUS,
     count,
@@ -120,7 +120,7 @@ def laws_table(caption: str, measured: Measured) -> Table | None:
 
 def _law_of(laws: list[dict[str, Any]], law: str) -> Cell:
     row = next((row for row in laws if row["law"] == law), None)
-    return law_cell(row) if row else Cell("not measured")
+    return law_cell(row) if row else Cell(NOT_DECLARED if laws else NOT_MEASURED)
 
 
 def law_cell(row: dict[str, Any]) -> Cell:

@@ -10,9 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mhc_train.report.readings import NOT_MEASURED, PATH_NUMBERS, Document, advised, path_number, short_names
-from mhc_train.report.words import SYMBOLS, Number, law_name
-from mhc_train.tables import WIDTH_IN_A_PIPE, number, print_table
+from mhc_train.report.readings import (
+    DEPTH_COLUMNS,
+    NOT_DECLARED,
+    NOT_MEASURED,
+    PATH_NUMBERS,
+    PER_STREAM,
+    Document,
+    advised,
+    depth_rows,
+    path_number,
+    short_names,
+)
+from mhc_train.report.words import REPLACEMENTS, SYMBOLS, Number, kind_name, law_name
+from mhc_train.tables import WIDTH_IN_A_PIPE, number, print_table, show
 
 BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 AT_LEAST, AT_MOST = "\u2265", "\u2264"
@@ -46,7 +57,7 @@ PROFILES: tuple[tuple[str, Read, str, str, Callable[..., float]], ...] = (
     ("composite bwd gain", _backward, "backward_gain", "max", max),
     ("difference gain", _forward, "difference_gain", "median", min),
     ("stream difference", _sublayers, "stream_difference", "median", min),
-    ("stream energy", _sublayers, "energy_out", "mean", max),
+    ("energy per stream", _sublayers, "energy_out", "mean", max),
     ("logit range", _sublayers, "logit_range", "max", max),
 )
 """Sparklines: name, entries, measure, statistic over tokens, and which of several sublayers is the worst."""
@@ -108,7 +119,13 @@ def _print_laws(document: Document) -> None:
         (law_name(row["law"]), _verdict(row), row["worst"] or "-", *_evidence(row["evidence"] or {}))
         for row in document["laws"]
     ]
-    _table("Laws", ("law", "verdict", "worst at", "measured", "value", "ok"), rows, left=4, droppable=3)
+    titles: Sequence[str] = ("law", "verdict", "worst at", "measured", "value", "ok")
+    if _width(titles, rows) <= _room():
+        _table("Laws", titles, rows, left=4)
+        return
+    titles, *short = ((*row[:3], *row[4:]) for row in (titles, *rows))
+    _table("Laws", titles, short, left=3)
+    _left_out(1)
 
 
 def _evidence(found: dict[str, Any]) -> tuple[str, str, str]:
@@ -140,7 +157,7 @@ def _compare_laws(names: Sequence[str], documents: Sequence[Document]) -> None:
 
 def _judged(row: dict[str, Any] | None) -> str:
     if row is None:
-        return "-"
+        return NOT_DECLARED
     judged = row["evidence"] and row["verdict"] in COLOURS
     return _verdict(row) + (f" {number(row['evidence']['value'])}" if judged else "")
 
@@ -152,7 +169,7 @@ def _print_advice(names: Sequence[str], documents: Sequence[Document]) -> None:
         for row in filter(advised, document["laws"]):
             said.setdefault((_verdict(row), law_name(row["law"]), row["advice"]), []).append(name)
     if said:
-        print()
+        _print("")
     for (verdict, law, advice), where in said.items():
         places = f" ({', '.join(where)})" if len(documents) > 1 else ""
         _print(f"{verdict}: {law}{places}: ", advice)
@@ -165,7 +182,7 @@ def _print_profiles(names: Sequence[str], documents: Sequence[Document]) -> None
     """A sparkline for each measure and diagnosis; those of one measure share a scale."""
     rows = []
     for title, read, measure, statistic, worst in PROFILES:
-        found = [[entry[measure][statistic] for entry in read(doc) if _meant(doc, entry, measure)] for doc in documents]
+        found = [_profile(document, read(document), measure, statistic) for document in documents]
         known = [value for values in found for value in values if value is not None]
         if not known:
             continue
@@ -174,13 +191,20 @@ def _print_profiles(names: Sequence[str], documents: Sequence[Document]) -> None
             label = f"{title}, {statistic}" + (f" {name}" if len(names) > 1 else "")
             finite = [value for value in values if value is not None]
             ends = (number(min(finite)), number(max(finite))) if finite else ("-", "-")
-            rows.append((label, _Spark(values, scale, worst), *ends, "log" if scale.logarithmic else ""))
+            level = [None if value is None else finite[0] for value in values] if ends[0] == ends[1] else values
+            rows.append((label, _Spark(level, scale, worst), *ends, "log" if scale.logarithmic else ""))
     titles = ("measure", "from first to last", "min", "max", "")
     others = _width(titles, [(label, "", *rest) for label, _, *rest in rows]) - len(titles[1])
     room = max(LEAST_SPARK, min(SPARK, _room() - others))
     drawn = [(label, spark.drawn(room), *rest) for label, spark, *rest in rows]
     if drawn:
         _table("Over depth (log: a logarithmic scale)", ("measure", "first to last"[:room], *titles[2:]), drawn, left=2)
+
+
+def _profile(document: Document, entries: Entries, measure: str, statistic: str) -> list[Number]:
+    share = document["streams"] if measure in PER_STREAM else 1
+    found = [entry[measure][statistic] for entry in entries if _meant(document, entry, measure)]
+    return [None if value is None else value / share for value in found]
 
 
 def _meant(document: Document, entry: dict[str, Any], measure: str) -> bool:
@@ -231,29 +255,38 @@ class _Spark:
 def _print_sublayers(document: Document) -> None:
     """As many columns as fit, the most telling first."""
     rows = [[row["name"]] for row in document["sublayers"]]
+    measured = [column for column in COLUMNS if all(column[2] in entry for entry in column[1](document))]
     titles = ["sublayer"]
-    for title, read, measure, statistic in COLUMNS:
-        entries = read(document)
-        if not all(measure in entry for entry in entries):
-            continue
-        cells = [number(entry[measure][statistic], 4) for entry in entries]
+    for title, read, measure, statistic in measured:
+        cells = [number(entry[measure][statistic], 4) for entry in read(document)]
         grown = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
         if _width([*titles, title], grown) > _room():
             break
         titles, rows = [*titles, title], grown
-    shown = {title: statistic for title, _, _, statistic in COLUMNS if title in titles}
-    medians = [title for title, statistic in shown.items() if statistic == "median"]
+    _table(_reading(titles), titles, rows)
+    _left_out(1 + len(measured) - len(titles))
+
+
+def _reading(titles: Sequence[str]) -> str:
+    """What the columns that are shown say."""
+    medians = [title for title, _, _, statistic in COLUMNS if title in titles and statistic == "median"]
     note = f", {' and '.join(medians)} of the median one" if medians else ""
-    _table(f"Sublayers: at the largest token{note}; comp is the composite up to here, or from here on", titles, rows)
+    ways = {"comp fwd": "up to here", "comp bwd": "from here on"}
+    spans = " or ".join(way for title, way in ways.items() if title in titles)
+    return f"Sublayers: at the largest token{note}" + (f"; comp is the composite {spans}" if spans else "")
 
 
 def _compare_numbers(names: Sequence[str], documents: Sequence[Document]) -> None:
     """What sums up a residual path, a column a diagnosis."""
-    rows = [(title, [path_number(document, read) for document in documents]) for title, _, read in PATH_NUMBERS]
+    rows = [(title, [path_number(document, read, _plain) for document in documents]) for title, _, read in PATH_NUMBERS]
     rows = [(title, cells) for title, cells in rows if set(cells) != {NOT_MEASURED}]
     heads = [(title, "\u2260" if len(set(cells)) > 1 else "") for title, cells in rows]
     columns = [[cells[place] for _, cells in rows] for place in range(len(names))]
     _beside("Numbers (\u2260: they differ)", ("measure", ""), heads, names, columns)
+
+
+def _plain(value: Number) -> str:
+    return "not finite" if value is None else str(value) if isinstance(value, int) else number(value, 4)
 
 
 def _print_ablations(names: Sequence[str], documents: Sequence[Document]) -> None:
@@ -261,10 +294,12 @@ def _print_ablations(names: Sequence[str], documents: Sequence[Document]) -> Non
     tables = [{(row["sublayer"], row["kind"]): row for row in document.get("ablations", [])} for document in documents]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     if keys:
-        heads = [(sublayer, kind.replace("_", " ")) for sublayer, kind in keys]
+        heads = [(sublayer, kind_name(kind)) for sublayer, kind in keys]
         titles = names if len(names) > 1 else ["rise of the loss"]
         columns = [[_cost(table.get(key)) for key in keys] for table in tables]
-        _beside("Ablations: nats, with standard error", ("sublayer", "replaced by"), heads, titles, columns)
+        _beside("Ablations: nats, with standard error", ("sublayer", "H_res becomes"), heads, titles, columns)
+        kinds = dict.fromkeys(kind for _, kind in keys if kind in REPLACEMENTS)
+        _print("; ".join(f"{kind_name(kind)}: {REPLACEMENTS[kind]}" for kind in kinds))
 
 
 def _cost(row: dict[str, Any] | None) -> str:
@@ -293,26 +328,27 @@ def _length(cell: str) -> int:
     return Text.from_markup(cell).cell_len
 
 
-def _table(
-    title: str, titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, droppable: int | None = None
-) -> None:
-    """A table after an empty line; without its `droppable` column, one of text, where there is no room for it."""
-    if droppable is not None and _width(titles, rows) > _room():
-        titles, *rows = ([*row[:droppable], *row[droppable + 1 :]] for row in (titles, *rows))
-        left -= 1
-    print()
+def _table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """A table after an empty line."""
+    _print("")
     print_table(title, titles, rows, left)
+
+
+def _left_out(columns: int) -> None:
+    """Says under a table what a wider terminal would show."""
+    if columns:
+        fit = "columns fit" if columns > 1 else "column fits"
+        _print(f"{columns} more {fit} a wider terminal; --json has all.")
 
 
 def _print(*parts: str) -> None:
     """A line of text that wraps between words."""
-    from rich.console import Console
     from rich.text import Text
 
     text = Text.from_markup(parts[0]) if len(parts) > 1 else Text(parts[0])
     for part in parts[1:]:
         text.append(part)
-    Console(width=_room(), highlight=False).print(text, soft_wrap=not sys.stdout.isatty())
+    show(text, _room(), sys.stdout.isatty())
 
 
 def _beside(
@@ -334,25 +370,15 @@ def _beside(
 
 # ---------------------------------------------------------------- untrained depths
 
-DEPTH_COLUMNS = (
-    ("fwd gain", "forward_gain", "max"),
-    ("bwd gain", "backward_gain", "max"),
-    ("kept", "difference_gain", "median"),
-)
-
 
 def print_depths(documents: list[Document]) -> None:
-    """Print what untrained paths of several depths do, connections side by side, and the linear amplifier's gain."""
+    """Print what untrained paths of several depths do: for every depth a row a connection, and the linear amplifier."""
     first = documents[0]
     noise = f"noise of {first['jitter']:g} on every mixer's logits" if first["jitter"] else "as initialised"
     _print(f"Untrained paths, {noise}; {first['tokens']} tokens ({first['basis']}).")
-    titles = ["sublayers", "1.1 I", *(f"{d['connection']} {title}" for d in documents for title, _, _ in DEPTH_COLUMNS)]
-    rows = [
-        (
-            str(amplified["sublayers"]),
-            number(amplified["gain"], 4),
-            *(number(entry[measure][statistic], 4) for entry in entries for _, measure, statistic in DEPTH_COLUMNS),
-        )
-        for amplified, *entries in zip(first["amplifier"], *(d["depths"] for d in documents), strict=True)
-    ]
-    _table("Of the whole composite: gains at the largest token; kept: of differences, at the median one", titles, rows)
+    rows: list[tuple[str, ...]] = []
+    for depth, group in depth_rows(documents, _plain):
+        rows += [(), *((str(depth), connection, *cells) for connection, cells in group)]
+    titles = ("sublayers", "connection", *(title for title, _, _ in DEPTH_COLUMNS))
+    note = "gains at the largest token; kept: of differences, at the median one"
+    _table(f"Of the whole composite: {note}", titles, rows[1:], left=2)

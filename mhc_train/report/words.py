@@ -11,6 +11,14 @@ Number = Real | None
 MISSING = "not finite or not logged"
 MINUS = "\u2212"
 SYMBOLS = {"ok": "\u2713", "same": "\u2713", "warn": "!", "unknown": "?", "fail": "\u2717", "different": "\u2717"}
+REPLACEMENTS = {
+    "identity": "I",
+    "token_mean": "its mean over tokens",
+    "uniform": "J/n",
+    "diagonal": "itself without off-diagonals",
+    "permuted": "itself with receivers shifted by one",
+}
+"""What takes the place of H_res in an ablation."""
 FEW = 4
 """Names that a sentence can list one by one."""
 
@@ -22,10 +30,20 @@ def number(value: Number, digits: int = 4) -> str:
     if value == 0 or isinstance(value, int):
         return f"{value:g}"
     if not 1e-3 <= abs(value) < 1e5:
-        return re.sub(r"e([+-])0*", r"e\1", f"{value:.{digits - 1}e}").replace("-", MINUS).replace("e+", "e")
+        return typeset(f"{value:.{digits - 1}e}")
     rounded = float(f"{value:.{digits - 1}e}")  # 0.99999 is 1.000, not 1.0000
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return f"{value:.{decimals}f}".replace("-", MINUS)
+    return typeset(f"{value:.{decimals}f}")
+
+
+def short(value: Real) -> str:
+    """At most four significant digits, without zeros at their end: for limits and descriptions."""
+    return typeset(f"{value:.4g}")
+
+
+def typeset(text: str) -> str:
+    """A number as Python writes it, with a real minus and no padded exponent."""
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("-", MINUS).replace("e+", "e")
 
 
 def loss(value: Number) -> str:
@@ -34,8 +52,8 @@ def loss(value: Number) -> str:
 
 
 def signed(value: Number) -> str:
-    """A difference of losses, with its sign."""
-    return "none" if value is None else f"{value:+.4f}".replace("-", MINUS)
+    """A difference of losses, with its sign; there is no negative zero."""
+    return "none" if value is None else typeset(f"{round(value, 4) + 0.0:+.4f}")
 
 
 def memory(size: int) -> str:
@@ -57,6 +75,11 @@ def law_name(law: str) -> str:
     """A law's identifier in words."""
     direction = {"closure_forward": "closure forwards", "closure_backward": "closure backwards"}
     return direction.get(law, law.replace("_", " "))
+
+
+def kind_name(kind: str) -> str:
+    """An ablation's identifier in words."""
+    return kind.replace("_", " ")
 
 
 def markdown_text(text: Any) -> str:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mhc_train.report.charts.drawing import Look
-from mhc_train.report.words import counted
+from mhc_train.report.words import counted, short
 
 SPANS = 300
 """Stretches that a long curve is drawn by."""
@@ -76,4 +76,4 @@ def ends(name: str, points: Points, unit: str) -> str:
     if not points:
         return f"{name}: no values."
     (start, first), (end, last) = points[0], points[-1]
-    return f"{name}: {first:.4g} at {counted(start)} {unit}, {last:.4g} at {counted(end)}."
+    return f"{name}: {short(first)} at {counted(start)} {unit}, {short(last)} at {counted(end)}."

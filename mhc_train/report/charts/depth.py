@@ -113,7 +113,7 @@ DEPTH_CHARTS = {
     "collapse": Depth(
         "What the maps leave of differences between streams",
         "Difference gain of the composite up to this sublayer: 1 keeps the differences between streams, 0 makes all "
-        "streams equal; {lines}. Values below 1e-12 are drawn there.",
+        "streams equal; {lines}. Values below 1e\u221212 are drawn there.",
         "composite difference gain",
         forward,
         "difference_gain",

@@ -17,6 +17,8 @@ from mhc_train.report.charts.drawing import Chart, Look, look, titled
 from mhc_train.report.charts.lines import FLOOR, Line, numbers, over_sublayers
 from mhc_train.report.charts.matrices import Matrix, heat_map
 from mhc_train.report.charts.spans import span_map
+from mhc_train.report.readings import numbered
+from mhc_train.report.words import kind_name
 
 PROFILES = DEPTH_CHARTS | {
     "spectral-norm": Depth(
@@ -29,8 +31,8 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "row-error": Depth(
         "Row error",
-        "How far the sums of rows lie from 1: {lines}. At 0 gradients keep their total; values below 1e-12 are drawn "
-        "there.",
+        "How far the sums of rows lie from 1: {lines}. At 0 gradients keep their total; values below 1e\u221212 are "
+        "drawn there.",
         "largest |row sum \u2212 1|",
         sublayers,
         "row_error",
@@ -40,8 +42,8 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "column-error": Depth(
         "Column error",
-        "How far the sums of columns lie from 1: {lines}. At 0 the streams keep their total; values below 1e-12 are "
-        "drawn there.",
+        "How far the sums of columns lie from 1: {lines}. At 0 the streams keep their total; values below 1e\u221212 "
+        "are drawn there.",
         "largest |column sum \u2212 1|",
         sublayers,
         "column_error",
@@ -119,8 +121,8 @@ PROFILES = DEPTH_CHARTS | {
     ),
     "mixer-gradient": Depth(
         "Gradient at the mixer",
-        "Norm of the loss's gradient at the mixer's logits: {lines}. At 0 the mixer cannot learn; values below 1e-12 "
-        "are drawn there.",
+        "Norm of the loss's gradient at the mixer's logits: {lines}. At 0 the mixer cannot learn; values below "
+        "1e\u221212 are drawn there.",
         "gradient norm",
         sublayers,
         "mixer_gradient",
@@ -163,7 +165,8 @@ def _profile(key: str, plot: Depth, subjects: Sequence[Subject]) -> Chart | None
 def spans(subject: Subject, *measures: str) -> list[Chart]:
     """The triangles of one model for those of `SPANS` that it has."""
     measured = subject.measurement["composite"].get("spans", {}) if subject.streams > 1 else {}
-    caption = "{} from one sublayer (row) through another (column): orange above 1, blue below, deeper is further."
+    caption = "{} from one sublayer (row) through another (column): orange above 1, blue below, deeper is further. "
+    caption += f"Sublayer {numbered(sublayers(subject.measurement))}."
     drawn = [
         span_map(
             f"span-{measure}-{subject.index}",
@@ -221,7 +224,7 @@ def ablations(subject: Subject) -> Chart | None:
     kinds = list(dict.fromkeys(row["kind"] for row in single))
     lines = [
         _with_errors(
-            kind.replace("_", " "),
+            kind_name(kind),
             Look(look(number).colour, "none", look(number).marker),
             [
                 (places[row["sublayer"]], row["loss_difference"], row["standard_error"])

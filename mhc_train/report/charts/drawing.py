@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mhc_train.report.words import Real
+from mhc_train.report.words import Real, typeset
 
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws."""
@@ -105,13 +105,18 @@ def scale(axes: Axes, values: Sequence[Real], demand: Real = 20, span: Real = 0.
         axes.set_yscale("log")
         decades = math.log10(high / low)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=9))
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: re.sub(r"e([+-])0*", r"e\1", f"{value:g}").replace("e+", "e"))
-        )
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: typeset(f"{value:g}")))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    elif (bottom := min(axes.get_ylim())) > (top := max(axes.get_ylim())) - span:
-        centre = (bottom + top) / 2
-        axes.set_ylim(centre - span / 2, centre + span / 2)
+        return
+    bottom, top = sorted(axes.get_ylim())
+    if top - bottom < span:
+        bottom, top = (bottom + top - span) / 2, (bottom + top + span) / 2
+    if low >= 0 > bottom:
+        # An error below zero has no meaning; what lies on the edge is drawn whole.
+        bottom, top = 0.0, max(top, span)
+        for line in axes.lines:
+            line.set_clip_on(False)
+    axes.set_ylim(bottom, top)
 
 
 def chart(key: str, title: str, caption: str, draw: Callable[[Axes], None], legend: Legend, description: str) -> Chart:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from mhc_train.report.charts.drawing import INK, Chart, Look, chart, scale
-from mhc_train.report.words import Number, Real
+from mhc_train.report.words import Number, Real, short
 
 FLOOR = 1e-12
 """What an exact zero is drawn at on a logarithmic axis."""
@@ -31,6 +31,12 @@ class Line:
         """Every finite number of the line."""
         everything = [*self.middle, *(self.upper or []), *(self.dotted or [])]
         return [value for value in everything if math.isfinite(value)]
+
+    @property
+    def drawn(self) -> list[float]:
+        """Every finite number, and the lower ends of the error bars."""
+        ends = (value - error for value, error in zip(self.middle, self.errors or [], strict=False))
+        return [*self.values, *(value for value in ends if math.isfinite(value))]
 
     @property
     def gaps(self) -> int:
@@ -57,7 +63,7 @@ def over_sublayers(
             _draw(axes, line)
         axes.set(xlabel="sublayer (attention and feed-forward in turn)" if alternating else "sublayer", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        scale(axes, [value for line in lines for value in line.values], demand)
+        scale(axes, [value for line in lines for value in line.drawn], demand)
 
     text = f"{label} over depth. " + " ".join(map(_spoken, lines))
     legend = [(line.name, line.look) for line in lines]
@@ -92,5 +98,5 @@ def _spoken(line: Line) -> str:
     middle = [value for value in line.middle if math.isfinite(value)]
     if not middle:
         return f"{line.name}: not finite."
-    ends = f"{middle[0]:.4g} at the first point, {middle[-1]:.4g} at the last"
-    return f"{line.name}: {ends}, largest {max(line.values):.4g}."
+    ends = f"{short(middle[0])} at the first point, {short(middle[-1])} at the last"
+    return f"{line.name}: {ends}, largest {short(max(line.values))}."

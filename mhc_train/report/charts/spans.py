@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator
 
 from mhc_train.report.charts.drawing import COLOURS, INK, Chart, chart, titled
 from mhc_train.report.charts.lines import FLOOR
@@ -24,6 +24,8 @@ NEUTRAL = math.log(1.01)
 NOT_FINITE = CLASSES + 1
 LEAST = 3
 """Sublayers below which a triangle shows nothing that the curves do not."""
+TICKS = 8
+"""At most so many sublayers have their number at an axis, each in the middle of its cells."""
 ROW, KEY_SIZE = 0.052, 9
 """Height of a row of the key, as a share of the axes, and its font size."""
 
@@ -49,7 +51,7 @@ def span_map(key: str, title: str, caption: str, name: str, values: Triangle) ->
             ylabel="first sublayer",
         )
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(8, integer=True))
+            axis.set_major_locator(FixedLocator(range(0, size, math.ceil(size / TICKS))))
         axes.set_aspect("equal")
         axes.grid(False)
 

@@ -216,3 +216,28 @@ def _ablations(names: list[str]) -> list[Document]:
         {"sublayer": name, "kind": kind, "loss_difference": cost * (1 + len(name) % 3), "standard_error": 0.004}
         for (kind, cost), name in itertools.product(kinds.items(), [*names, "all"])
     ]
+
+
+def untrained(connection: str, gains: dict[int, float | None], kept: float | None = 0.5, streams: int = 4) -> Document:
+    """What `diagnose --at-init` says of a path whose composites have these gains, by their sublayers."""
+    return {
+        "schema_version": 2,
+        "connection": connection,
+        "convention": "rows receive, columns send: X'[i] = sum_j H_res[i, j] X[j]",
+        "streams": streams,
+        "jitter": 0.1,
+        "tokens": 256,
+        "seed": 0,
+        "basis": "sampled inputs",
+        "depths": [
+            {
+                "sublayers": depth,
+                "forward_gain": exactly(gain),
+                "backward_gain": exactly(gain),
+                "difference_gain": exactly(kept),
+                "log_determinant": exactly(0.0),
+            }
+            for depth, gain in gains.items()
+        ],
+        "amplifier": [{"sublayers": depth, "gain": 1.1**depth} for depth in gains],
+    }

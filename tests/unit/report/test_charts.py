@@ -107,7 +107,7 @@ def test_descriptions_hold_the_numbers(document: Document) -> None:
     assert "residual: 8.3 at 0 tokens, 6.25 at" in text
     assert "hc: 8.3 at 0 tokens, 6.125 at" in text
     text = description(drawn(charts.loss_difference(document)))
-    assert "hc: 0 at 0 tokens, -0.125 at" in text
+    assert "hc: 0 at 0 tokens, \u22120.125 at" in text
     # Four sublayers with a gain of 1.5 each.
     text = description(drawn(charts.over_depth(document, "composite-forward")))
     assert f"hc: 1.5 at the first point, {1.5**4:.4g} at the last" in text

@@ -7,15 +7,17 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from fake_diagnoses import diagnosis, exactly
+from fake_diagnoses import diagnosis, exactly, untrained
 from pages import Page
 
 from mhc_train.report.charts import diagnosis as charts
 from mhc_train.report.charts.depth import Subject
 from mhc_train.report.charts.ledgers import BACKWARD, FORWARD, ledgers
 from mhc_train.report.charts.spans import span_map
+from mhc_train.report.depths import to_html as depths_to_html
 from mhc_train.report.diagnosis import to_html, write_diagnosis
 from mhc_train.report.readings import short_names
+from mhc_train.report.words import MINUS
 
 Document = dict[str, Any]
 LAWS = "Laws of the residual path"
@@ -101,6 +103,55 @@ def test_a_single_diagnosis_says_all_of_a_law_in_a_row() -> None:
     assert "ok to 0.001, warns to 0.01" in page.text
 
 
+def test_narrow_screens_show_the_columns_name_before_each_cell_of_a_law() -> None:
+    assert "warns to 0.01" in html("whole") and "@media (max-width: 40rem)" in html("whole")
+    columns = ["verdict", "worst at", "evidence", "what it means", "what to try"]
+    assert Page(html("whole")).values("data-column") == len(diagnosis()["laws"]) * 2 * columns  # biases have theirs
+
+
+def test_a_law_that_is_not_declared_is_not_called_unmeasured() -> None:
+    other = diagnosis("runs/b")
+    other["laws"] = [law for law in other["laws"] if law["law"] != "energy"]
+    page = Page(to_html([diagnosis("runs/a"), other]))
+    assert page.row(LAWS, "energy") == ["\u2713ok", "not declared"]
+
+
+def test_spans_say_what_their_numbers_stand_for() -> None:
+    (chart,) = charts.spans(Subject("a", 0, diagnosis(sublayers=20)), "forward_gain")
+    assert "Sublayer 0 is layers.0.attention, 1 is layers.0.feedforward and so on." in chart.caption
+    words = ["".join(element.itertext()) for element in ElementTree.fromstring(chart.svg).iter("text")]
+    ticks = [int(word) for word in words if re.fullmatch("[0-9]+", word)]
+    assert ticks == 2 * [0, 3, 6, 9, 12, 15, 18]
+
+
+def test_errors_have_no_axis_below_zero() -> None:
+    (errors,) = charts.profiles([Subject("a", 0, diagnosis())], "row-error")
+    (gains,) = charts.profiles([Subject("a", 0, diagnosis())], "spectral-norm")
+    for chart, lowest in ((errors, "0.0000"), (gains, "0.9")):
+        words = ["".join(element.itertext()) for element in ElementTree.fromstring(chart.svg).iter("text")]
+        heights = [word for word in words if "." in word]
+        assert heights[0].startswith(lowest) and not any(word.startswith("\u2212") for word in heights)
+
+
+def test_error_bars_may_reach_below_zero() -> None:
+    document = diagnosis()
+    for row in document["ablations"]:
+        row["standard_error"] = 1.0
+    chart = charts.ablations(Subject("a", 0, document))
+    assert chart is not None and "\u22121.0" in "".join(ElementTree.fromstring(chart.svg).itertext())
+
+
+def test_untrained_depths_are_tabled_and_say_where_a_gain_ends() -> None:
+    documents = [untrained("residual", {2: 1.0, 64: 1.0}, None, streams=1), untrained("hc", {2: 1e-7, 64: None})]
+    page = Page(depths_to_html(documents))
+    table = "Of the whole composite, by sublayers and connection"
+    assert page.row(table, "2: hc") == ["1.000e\u22127", "1.000e\u22127", "0.5000"]
+    assert page.row(table, "64: hc") == ["not finite", "not finite", "0.5000"]
+    assert page.row(table, "2: residual")[-1] == "one stream" and page.row(table, "2: 1.1 I")[0] == "1.210"
+    assert "largest over tokens. hc is no longer finite from 64 sublayers on." in page.text
+    assert "residual is no longer" not in page.text
+
+
 def test_several_diagnoses_stand_side_by_side_with_what_to_try() -> None:
     page = Page(html("pair"))
     assert page.tables[LAWS][0][1:] == ["a", "b"]
@@ -159,7 +210,7 @@ def test_ledgers_are_shares_that_add_up() -> None:
         shares = [first[term]["mean"] / first[total]["mean"] for term, _ in terms]
         assert sum(shares) == pytest.approx(1)
         for share, (_, name) in zip(shares, terms, strict=True):
-            assert f"{name}: {share:.4g} at the first point" in description(chart.svg)
+            assert f"{name}: {share:.4g} at the first point".replace("-", MINUS) in description(chart.svg)
 
 
 def test_matrices_are_those_of_figure_8() -> None:
@@ -193,6 +244,15 @@ def test_ablations_are_drawn_by_kind_and_tabled_at_once() -> None:
     assert chart is not None and "identity: " in description(chart.svg) and "uniform: " in description(chart.svg)
     table = "Rise of the loss with all sublayers ablated at once"
     assert Page(html("whole")).row(table, "identity") == ["+0.0100 nats"]
+
+
+def test_ablations_of_one_sequence_have_no_standard_error() -> None:
+    document = diagnosis()
+    for row in document["ablations"]:
+        row |= {"standard_error": None, "loss_difference": -1e-7}
+    page = Page(to_html([document]))
+    assert page.row("Rise of the loss with all sublayers ablated at once", "identity") == ["+0.0000 nats"]
+    assert "no standard error of one sequence" in page.text and "standard error not finite" not in page.text
 
 
 @pytest.mark.parametrize(
