@@ -172,8 +172,9 @@ def _verdict(
 ) -> dict[str, Any]:
     verdict: dict[str, Any] = _words(rule.law, rule.meaning, rule.advice, _declared(guarantee))
     entries = [entry for entry in _entries(document, rule) if rule.measure in entry and rule.counts(entry)]
-    if _broken(document) and rule.law != "finite":
-        # That has a verdict of its own; here only what is known can be judged.
+    # What is not finite has a verdict of its own, and else a sublayer lacks a number only where no token has one; but
+    # of finite maps, composites that are not finite have outgrown float64.
+    if rule.where == "sublayers" or _broken(document):
         entries = [entry for entry in entries if entry[rule.measure][rule.statistic] is not None]
     if not entries or (rule.law in BETWEEN_STREAMS and document["streams"] == 1):
         return verdict
@@ -253,6 +254,8 @@ def _convergence(document: dict[str, Any], guarantees: tuple[Guarantee, ...]) ->
         return verdict
     rule = next(rule for rule in RULES if rule.law == sides[inexact[0].law])
     found = _verdict(rule, document, inexact[0], frozenset())
+    if found["worst"] is None:
+        return verdict
     entry = next(entry for entry in document["sublayers"] if entry["name"] == found["worst"])
     spread = entry.get("logit_range", {}).get("max")
     return verdict | {

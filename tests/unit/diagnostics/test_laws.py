@@ -238,6 +238,25 @@ def test_what_is_not_finite_has_a_verdict_of_its_own() -> None:
     assert found["mass"]["verdict"] == "ok" and "hoards" not in str(found["finite"])
 
 
+def test_maps_that_are_all_broken_leave_nothing_else_to_judge() -> None:
+    model = trained(ConnectionConfig(mixer="sinkhorn"))
+    with torch.no_grad():
+        for index in range(len(model.path)):
+            model.path[index].bias.fill_(math.nan)
+    found = verdicts(model)
+    assert found["finite"]["verdict"] == "fail" and found["finite"]["worst"] == "layers.0.attention"
+    assert found["mass"]["verdict"] == found["convergence"]["verdict"] == "not applicable"
+
+
+def test_streams_that_carry_nothing_break_no_law() -> None:
+    model = trained(ConnectionConfig(mixer="sinkhorn"))
+    with torch.no_grad():
+        model.embedding.weight.zero_()
+    found = verdicts(model)
+    assert found["outliers"]["verdict"] == found["starved_stream"]["verdict"] == "not applicable"
+    assert not [law for law, verdict in found.items() if verdict["verdict"] == "fail"]
+
+
 def test_a_composite_that_overflows_is_a_failure() -> None:
     crossings = [Crossing(torch.ones(1, 2) / 2, torch.ones(1, 2), 1e30 * torch.eye(2).unsqueeze(0))] * 12
     found = {law["law"]: law for law in measure(Observation(list("abcdefghijkl"), crossings, "made by hand"))["laws"]}
