@@ -31,6 +31,9 @@ class Rule:
     meaning: str
     advice: str
     """What a warning or failure means, and what to try."""
+    truncated: float | None = None
+    """The limit of failing, where another is fair: a truncated iteration declares the law for small logits alone, and
+    beyond them errs by a few percent. What that adds up to, the closures judge."""
     below: bool = False
     """Whether small values are the bad ones."""
     needs: frozenset[Law] = frozenset()
@@ -74,16 +77,16 @@ RULES = (
          "columns of H_res sum to 1: what the streams hold in total is neither lost nor made",
          "the mixer leaks or pumps: a free one wants a constraint (mhc), a Sinkhorn more rounds (connection.iterations "
          "here, hc_sinkhorn_iters elsewhere) or an exact parametrisation (mhc_lite, mhc_newton)",
-         needs=frozenset({Law.MASS})),
+         truncated=0.1, needs=frozenset({Law.MASS})),
     Rule("time_symmetry", "sublayers", "row_error", "max", 1e-3, 1e-2,
          "rows of H_res sum to 1: gradients keep their total on the way back",
          "gradients are scaled at this sublayer: a free mixer wants a constraint, a Sinkhorn more rounds or an exact "
          "parametrisation",
-         needs=frozenset({Law.TIME_SYMMETRY})),
+         truncated=0.1, needs=frozenset({Law.TIME_SYMMETRY})),
     Rule("dissipation", "sublayers", "spectral_norm", "max", 1.001, 1.02,
          "mixing creates no energy: sigma_max(H_res) is at most 1",
          "this mixer can amplify: whether it adds up over the depth, closure_forward and closure_backward tell; a "
-         "constraint, or a Sinkhorn that converges, bounds it"),
+         "constraint, or a Sinkhorn that converges, bounds it", truncated=1.05),
     Rule("energy", "sublayers", "smallest_singular_value", "min", 0.999, 0.98,
          "mixing loses no energy: sigma_min(H_res) is at least 1",
          "the mixer is not the rotation that it declares: look for a change of precision or parametrisation",
@@ -95,7 +98,7 @@ RULES = (
     Rule("majorisation", "sublayers", "majorisation_excess", "max", 1e-3, 1e-2,
          "mixing only spreads: no channel of H X is more extreme than in X",
          "a channel is made more extreme than it was: the map is not doubly stochastic on these streams",
-         needs=STOCHASTIC),
+         truncated=0.1, needs=STOCHASTIC),
     Rule("no_packet_left_behind", "sublayers", "least_sent", "min", 0.1, 0.01,
          "every stream goes somewhere: no column of H_res sums to nearly 0",
          "a stream's content is thrown away at this sublayer", below=True, needs=frozenset({Law.MASS})),
@@ -152,12 +155,12 @@ def judge(
 
     Collapse is graded and never fails: every deep product of doubly stochastic maps contracts.
     """
-    declared = {guarantee.law.value: guarantee for guarantee in guarantees}
+    declared = {guarantee.law: guarantee for guarantee in guarantees}
     verdicts: dict[str, dict[str, Any]] = {}
     for rule in RULES:
         if rule.if_declared and rule.law not in declared:
             continue
-        verdict = _verdict(rule, document, declared.get(rule.law), renounced)
+        verdict = _verdict(rule, document, declared, renounced)
         if rule.law not in verdicts or _rank(verdict) > _rank(verdicts[rule.law]):
             verdicts[rule.law] = verdict
     return [*verdicts.values(), _convergence(document, guarantees), _promises(document)]
@@ -168,9 +171,9 @@ def _rank(verdict: dict[str, Any]) -> int:
 
 
 def _verdict(
-    rule: Rule, document: dict[str, Any], guarantee: Guarantee | None, renounced: frozenset[Law]
+    rule: Rule, document: dict[str, Any], declared: dict[Law, Guarantee], renounced: frozenset[Law]
 ) -> dict[str, Any]:
-    verdict: dict[str, Any] = _words(rule.law, rule.meaning, rule.advice, _declared(guarantee))
+    verdict: dict[str, Any] = _words(rule.law, rule.meaning, rule.advice, _promise(rule, declared))
     entries = [entry for entry in _entries(document, rule) if rule.measure in entry and rule.counts(entry)]
     # What is not finite has a verdict of its own, and else a sublayer lacks a number only where no token has one; but
     # of finite maps, composites that are not finite have outgrown float64.
@@ -179,15 +182,16 @@ def _verdict(
     if not entries or (rule.law in BETWEEN_STREAMS and document["streams"] == 1):
         return verdict
     worst, value = _worst(entries, rule)
+    limit = _limit(rule, declared)
     evidence = {
         "measure": rule.measure,
         "statistic": rule.statistic,
         "value": value,
         "ok": rule.ok,
-        "warn": _finite(rule.warn),
+        "warn": _finite(limit),
         "below": rule.below,
     }
-    grade = _grade(value, rule)
+    grade = _grade(value, rule, limit)
     if grade != "ok" and rule.needs & renounced:
         grade = "not promised"
     return verdict | {"verdict": grade, "worst": worst["name"], "evidence": evidence}
@@ -231,13 +235,21 @@ def _worst(entries: list[Entry], rule: Rule) -> tuple[Entry, float | None]:
     return worst, worst[rule.measure][rule.statistic]
 
 
-def _grade(value: float | None, rule: Rule) -> str:
+def _limit(rule: Rule, declared: dict[Law, Guarantee]) -> float:
+    """Beyond which the rule fails, given what the mixer declares of its law, or of those that it needs."""
+    bounded = [law for law, guarantee in declared.items() if math.isfinite(guarantee.logit_range)]
+    if rule.truncated is not None and (rule.law in bounded or rule.needs & set(bounded)):
+        return rule.truncated
+    return rule.warn
+
+
+def _grade(value: float | None, rule: Rule, limit: float) -> str:
     if value is None:
         return "warn" if rule.graded else "fail"
     sign = -1 if rule.below else 1
     if sign * value <= sign * rule.ok:
         return "ok"
-    return "warn" if sign * value <= sign * rule.warn else "fail"
+    return "warn" if sign * value <= sign * limit else "fail"
 
 
 def _convergence(document: dict[str, Any], guarantees: tuple[Guarantee, ...]) -> dict[str, Any]:
@@ -253,7 +265,7 @@ def _convergence(document: dict[str, Any], guarantees: tuple[Guarantee, ...]) ->
     if not inexact:
         return verdict
     rule = next(rule for rule in RULES if rule.law == sides[inexact[0].law])
-    found = _verdict(rule, document, inexact[0], frozenset())
+    found = _verdict(rule, document, {inexact[0].law: inexact[0]}, frozenset())
     if found["worst"] is None:
         return verdict
     entry = next(entry for entry in document["sublayers"] if entry["name"] == found["worst"])
@@ -305,8 +317,9 @@ def _excess(promise: dict[str, Any]) -> tuple[bool, float]:
     return not promise["kept"], math.inf if error is None else error / max(promise["tolerance"], SLACK)
 
 
-def _declared(guarantee: Guarantee | None) -> dict[str, float | None] | None:
+def _promise(rule: Rule, declared: dict[Law, Guarantee]) -> dict[str, float | None] | None:
     """What the mixer promises; a logit range of null means any logits, since JSON knows no infinity."""
+    guarantee = next((each for law, each in declared.items() if law.value == rule.law), None)
     if guarantee is None:
         return None
     return {"tolerance": guarantee.tolerance, "logit_range": _finite(guarantee.logit_range)}

@@ -464,7 +464,7 @@ def test_whole_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
 def test_what_is_drawn_is_measured_and_judged(tmp_path: Path) -> None:
     document = measure(open_foreign(str(checkpoint(tmp_path, "deepseek_v4", size=12.0)[0])).observe(64))
     verdicts = {law["law"]: law["verdict"] for law in document["laws"]}
-    assert verdicts["declared"] == verdicts["time_symmetry"] == "ok" and verdicts["convergence"] == "fail"
+    assert verdicts["declared"] == verdicts["time_symmetry"] == "ok" and verdicts["convergence"] == "warn"
     assert verdicts["distinct_streams"] == verdicts["dead_mixer"] == "not applicable"
     assert "energy_out" not in document["sublayers"][0] and document["sublayers"][0]["logit_range"]["max"] > 12
 
