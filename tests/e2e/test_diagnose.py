@@ -91,6 +91,10 @@ def test_verdicts_can_fail_a_build(
     assert run_command(monkeypatch, "diagnose", *targets, "--tokens", "64", "--fail-on", "fail") == 0
     assert run_command(monkeypatch, "diagnose", *targets, "--tokens", "64", "--fail-on", "warn") == 6
     assert f"{targets[1]}" in capsys.readouterr().err
+    limits = {"composite_forward_gain>0.5": 6, "composite_forward_gain>10": 0, "composite_forward_gain": 2}
+    for condition, code in limits.items():
+        assert run_command(monkeypatch, "diagnose", targets[1], "--tokens", "64", "--fail-on", condition) == code
+    assert "layers.1.feedforward" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
