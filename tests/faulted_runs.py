@@ -16,9 +16,9 @@ from mhc_train.files import read_json_lines
 from mhc_train.training.unfinished import newest_first
 
 STEPS = 12
-SETTINGS = (f"train.steps={STEPS}", "train.save_every=3", "train.eval_every=4", "diagnostics.every=5", "model.layers=1",
+SETTINGS = (f"train.steps={STEPS}", "train.save_every=3", "train.eval_every=4", "diagnostics.every=7", "model.layers=1",
             "train.batch_tokens=128", "data.validation_tokens=128", "diagnostics.tokens=32", "train.keep_checkpoints=3",
-            "diagnostics.watch_every=2", "diagnostics.watch_tokens=24", "train.sample_tokens=2")  # fmt: skip
+            "diagnostics.watch_every=4", "diagnostics.watch_tokens=24", "train.sample_tokens=2")  # fmt: skip
 TIMINGS = ("tokens_per_second", "data_wait")
 
 
