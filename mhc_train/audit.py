@@ -10,7 +10,7 @@ from mhc_train.data import open_corpus
 from mhc_train.diagnostics import Observation, measure, observe
 from mhc_train.diagnostics.ablation import KINDS, ablate
 from mhc_train.diagnostics.information import information
-from mhc_train.diagnostics.measurement import SCHEMA_VERSION, halves, spans
+from mhc_train.diagnostics.measurement import halves, spans
 from mhc_train.errors import CheckpointError, ConfigError
 from mhc_train.foreign import is_foreign, observe_on_text, open_foreign
 from mhc_train.model.initialise import initial_path
@@ -103,7 +103,6 @@ def _affordable(config: Config) -> int:
 
 def _head(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
-        "schema_version": SCHEMA_VERSION,
         "checkpoint": str(checkpoint.path),
         "step": checkpoint.state["step"],
         "connection": checkpoint.config.connection.title,
@@ -113,7 +112,6 @@ def _head(checkpoint: Checkpoint) -> dict[str, Any]:
 def _audit_foreign(target: str, inquiry: Inquiry) -> dict[str, Any]:
     foreign = open_foreign(target, inquiry.family)
     head = {
-        "schema_version": SCHEMA_VERSION,
         "checkpoint": foreign.source,
         "connection": foreign.family.title,
         "source": foreign.facts,

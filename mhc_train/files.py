@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -64,6 +65,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write `document` as indented JSON, its keys in their own order; NaN and infinity are refused."""
     write_text(path, json_text(document))
+
+
+def finite(number: float) -> float | None:
+    """The number, if JSON has it; None for infinities and what is no number."""
+    return number if math.isfinite(number) else None
 
 
 def json_text(document: Any) -> str:

@@ -176,7 +176,11 @@ def _show(documents: list[dict[str, Any]], at_init: bool, html: Path | None, jso
     from mhc_train.console import say
 
     if json:
-        print_json(documents[0] if len(documents) == 1 else {"schema_version": 2, "diagnoses": documents})
+        print_json(
+            documents[0]
+            if len(documents) == 1
+            else {"schema_version": documents[0]["schema_version"], "diagnoses": documents}
+        )
     elif at_init:
         from mhc_train.report.terminal import print_depths
 

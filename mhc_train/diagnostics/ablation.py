@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mhc_train.connections import Connection, Maps, Path, State
-from mhc_train.diagnostics.measurement import finite
 from mhc_train.errors import ConfigError
+from mhc_train.files import finite
 from mhc_train.model import Transformer
 
 ALL = "all"

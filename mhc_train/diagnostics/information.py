@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mhc_train.diagnostics.measurement import finite
 from mhc_train.diagnostics.observation import Observation
+from mhc_train.files import finite
 
 MOST_TOKENS = 2048
 LEAST_TOKENS = 64

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mhc_train.diagnostics.promises import SLACK
+from mhc_train.files import finite
 from mhc_train.mixers import Guarantee, Law
 
 Entry = dict[str, Any]
@@ -188,7 +189,7 @@ def _verdict(
         "statistic": rule.statistic,
         "value": value,
         "ok": rule.ok,
-        "warn": _finite(limit),
+        "warn": finite(limit),
         "below": rule.below,
     }
     grade = _grade(value, rule, limit)
@@ -260,11 +261,11 @@ def _convergence(document: dict[str, Any], guarantees: tuple[Guarantee, ...]) ->
         "the logits spread too far for this many rounds: raise connection.iterations, lower the learning rate of the "
         "gates, or take an exact mixer (mhc_newton, mhc_lite)",
     )
-    sides = {Law.MASS: "mass", Law.TIME_SYMMETRY: "time_symmetry"}
+    sides = (Law.MASS, Law.TIME_SYMMETRY)
     inexact = [g for g in guarantees if g.law in sides and math.isfinite(g.logit_range)]
     if not inexact:
         return verdict
-    rule = next(rule for rule in RULES if rule.law == sides[inexact[0].law])
+    rule = next(rule for rule in RULES if rule.law == inexact[0].law)
     found = _verdict(rule, document, {inexact[0].law: inexact[0]}, frozenset())
     if found["worst"] is None:
         return verdict
@@ -322,8 +323,4 @@ def _promise(rule: Rule, declared: dict[Law, Guarantee]) -> dict[str, float | No
     guarantee = next((each for law, each in declared.items() if law.value == rule.law), None)
     if guarantee is None:
         return None
-    return {"tolerance": guarantee.tolerance, "logit_range": _finite(guarantee.logit_range)}
-
-
-def _finite(limit: float) -> float | None:
-    return limit if math.isfinite(limit) else None
+    return {"tolerance": guarantee.tolerance, "logit_range": finite(guarantee.logit_range)}

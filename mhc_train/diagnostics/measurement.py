@@ -12,6 +12,8 @@ from mhc_train.diagnostics.laws import judge
 from mhc_train.diagnostics.maps import backward_composites, forward_composites, gini, measures
 from mhc_train.diagnostics.observation import Crossing, Observation
 from mhc_train.diagnostics.promises import kept
+from mhc_train.files import finite
+from mhc_train.mixers import Guarantee
 
 SCHEMA_VERSION = 2
 CONVENTION = "rows receive, columns send: X'[i] = sum_j H_res[i, j] X[j]"
@@ -75,14 +77,20 @@ def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, A
     after = [crossing.streams for crossing in observation.crossings[1:]] + [observation.last]
     rows = zip(observation.names, observation.crossings, maps, after, strict=True)
     return [
-        {"index": index, "name": name}
-        | summarise(
-            _of_maps(crossing, H) | _of_signal(crossing, H, streams) | _of_gradient(crossing, H) | _not_finite(crossing)
-        )
-        | {"of_token_means": _of_mean(H.mean(0)), "promises": kept(observation.guarantees, crossing, H)}
-        | {"mean_maps": {key: entries(getattr(crossing, key).mean(0)) for key in ("pre", "post", "res")}}
+        {"index": index, "name": name} | _sublayer(observation.guarantees, crossing, H, streams)
         for index, (name, crossing, H, streams) in enumerate(rows)
     ]
+
+
+def _sublayer(guarantees: tuple[Guarantee, ...], crossing: Crossing, H: Tensor, after: Tensor | None) -> dict[str, Any]:
+    numbers = _of_maps(crossing, H)
+    seen = _of_signal(crossing, H, after) | _of_gradient(crossing, H) | _not_finite(crossing)
+    return {
+        **summarise(numbers | seen),
+        "of_token_means": _of_mean(H.mean(0)),
+        "promises": kept(guarantees, numbers),
+        "mean_maps": {key: entries(getattr(crossing, key).mean(0)) for key in ("pre", "post", "res")},
+    }
 
 
 def _of_maps(crossing: Crossing, H: Tensor) -> Numbers:
@@ -191,11 +199,6 @@ def summarise(numbers: Numbers) -> dict[str, dict[str, float | None]]:
 def statistics(values: Tensor) -> dict[str, float | None]:
     """`{mean, min, median, p99, max}` over the tokens that have a value; null where a statistic is not finite."""
     return summarise({"values": values})["values"]
-
-
-def finite(number: float) -> float | None:
-    """The number, if JSON has it."""
-    return number if math.isfinite(number) else None
 
 
 def rounded(value: Any) -> Any:

@@ -74,7 +74,7 @@ def observe(
         names=list(model.sublayer_names()),
         crossings=crossings,
         basis=basis,
-        last=_tokens(end.state.streams),
+        last=tokens_of(end.state.streams),
         loss=loss.item(),
         guarantees=model.path.guarantees,
         renounced=model.path.renounced,
@@ -102,10 +102,11 @@ def _through_all(loss: Tensor, seen: list[_Seen], end: _Seen) -> tuple[list[Tens
     return totals, reads, [Maps(next(found), next(found), next(found)) for _ in seen]
 
 
-def _at_logits(mixer: Mixer, logits: Tensor, at_res: Tensor) -> Tensor:
+def gradient_at_logits(mixer: Mixer, logits: Tensor, at_res: Tensor) -> Tensor:
     """The gradient at the mixer's logits: the mixer alone, run again on them."""
-    leaf = logits.detach().requires_grad_()
-    return _gradients([mixer(leaf)], [leaf], [at_res])[0]
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        return _gradients([mixer(leaf)], [leaf], [at_res])[0]
 
 
 def _gradients(outputs: list[Tensor], inputs: list[Tensor], upstream: list[Tensor] | None = None) -> list[Tensor]:
@@ -140,23 +141,23 @@ def _crossing(
         mixing = connection.mixing(streams)
         start = None if initial is None else initial.to(streams.device).maps(streams).res
     return Crossing(
-        pre=_tokens(what.maps.pre),
-        post=_tokens(what.maps.post),
-        res=_tokens(what.maps.res),
-        logits=None if mixing is None else _tokens(mixing[1]),
-        initial=None if start is None else _tokens(start),
-        streams=_tokens(streams),
-        output=_tokens(what.output),
+        pre=tokens_of(what.maps.pre),
+        post=tokens_of(what.maps.post),
+        res=tokens_of(what.maps.res),
+        logits=None if mixing is None else tokens_of(mixing[1]),
+        initial=None if start is None else tokens_of(start),
+        streams=tokens_of(streams),
+        output=tokens_of(what.output),
         backward=Backward(
-            after=_tokens(at_streams[1]),
-            read=_tokens(at_x),
-            coefficients=_tokens(_gradients(list(what.own), [what.state.streams], list(at_maps))[0]),
-            total=_tokens(at_streams[0]),
-            logits=None if mixing is None else _tokens(_at_logits(*mixing, at_maps.res)),
+            after=tokens_of(at_streams[1]),
+            read=tokens_of(at_x),
+            coefficients=tokens_of(_gradients(list(what.own), [what.state.streams], list(at_maps))[0]),
+            total=tokens_of(at_streams[0]),
+            logits=None if mixing is None else tokens_of(gradient_at_logits(*mixing, at_maps.res)),
         ),
     )
 
 
-def _tokens(values: Tensor) -> Tensor:
+def tokens_of(values: Tensor) -> Tensor:
     """On the CPU, without graph, batch and sequence in one: (batch, seq, ...) to (tokens, ...)."""
     return values.detach().flatten(0, 1).cpu()

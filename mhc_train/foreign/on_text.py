@@ -14,6 +14,7 @@ from mhc_train import kernels
 from mhc_train.connections import Maps
 from mhc_train.connections.manifold import ManifoldConnection
 from mhc_train.diagnostics.observation import Backward, Crossing, Observation
+from mhc_train.diagnostics.probe import gradient_at_logits, tokens_of
 from mhc_train.errors import CheckpointError, ConfigError, DataError
 from mhc_train.foreign.assembly import open_foreign
 from mhc_train.foreign.model import ForeignModel
@@ -69,7 +70,7 @@ def observe_on_text(
         names=foreign.names,
         crossings=crossings,
         basis=BASIS,
-        last=_tokens(seen[-1].after),
+        last=tokens_of(seen[-1].after),
         loss=loss.item(),
         guarantees=foreign.guarantees,
     )
@@ -216,18 +217,18 @@ def _crossing(
     outputs, weights = zip(*pairs, strict=True)
     (coefficients,) = torch.autograd.grad(outputs, leaf, weights)
     return Crossing(
-        pre=_tokens(their_maps.pre),
-        post=_tokens(their_maps.post),
-        res=_tokens(their_maps.res),
-        logits=None if mixing is None else _tokens(mixing[1]),
-        streams=_tokens(leaf),
-        output=_tokens(what.output),
+        pre=tokens_of(their_maps.pre),
+        post=tokens_of(their_maps.post),
+        res=tokens_of(their_maps.res),
+        logits=None if mixing is None else tokens_of(mixing[1]),
+        streams=tokens_of(leaf),
+        output=tokens_of(what.output),
         backward=Backward(
-            after=_tokens(gradients.after),
-            read=_tokens(gradients.x),
-            coefficients=_tokens(coefficients),
-            total=_tokens(gradients.streams),
-            logits=None if mixing is None else _tokens(_at_logits(*mixing, at_res)),
+            after=tokens_of(gradients.after),
+            read=tokens_of(gradients.x),
+            coefficients=tokens_of(coefficients),
+            total=tokens_of(gradients.streams),
+            logits=None if mixing is None else tokens_of(gradient_at_logits(*mixing, at_res)),
         ),
     )
 
@@ -257,16 +258,3 @@ def _agree(foreign: ForeignModel, name: str, ours: Maps, theirs: Maps, what: _Se
 def _apart(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest entry."""
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def _at_logits(mixer: nn.Module, logits: Tensor, at_res: Tensor) -> Tensor:
-    """The gradient at the mixer's logits: the mixer alone, run again on them."""
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(mixer(leaf), leaf, at_res)
-    return gradient
-
-
-def _tokens(values: Tensor) -> Tensor:
-    """Without graph, batch and sequence in one: (batch, seq, ...) to (tokens, ...)."""
-    return values.detach().flatten(0, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mhc_train.connections import State
 from mhc_train.data.tokenizer import LoadedTokenizer
-from mhc_train.diagnostics.measurement import finite
+from mhc_train.files import finite
 from mhc_train.training.device import Device
 from mhc_train.training.distributed import Parallel, whole
 from mhc_train.training.results import Outcome
