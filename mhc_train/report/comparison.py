@@ -1,12 +1,12 @@
 """The comparison itself, as one document: what `compare --json` prints and every page of the report is drawn from."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
 from mhc_train.config.compose import flatten
 from mhc_train.data.embedded import ATTRIBUTIONS
 from mhc_train.report import comparability
+from mhc_train.report.arms import describe
 from mhc_train.report.collect import Arm, RunRecord, group_arms, read_run
 from mhc_train.report.statistics import differences
 
@@ -31,47 +31,9 @@ def compare_runs(paths: list[Path]) -> dict[str, Any]:
         "data": _data(arms[0].records[0]),
         "environment": arms[0].records[0].environment,
         "configuration": _configuration(arms),
-        "arms": [_arm(arm, arms[0]) for arm in arms],
+        "arms": [describe(arm, arms[0]) for arm in arms],
         "differences": differences(arms),
     }
-
-
-def _arm(arm: Arm, first: Arm) -> dict[str, Any]:
-    status = arm.records[0].status
-    speed, base_speed = _speed(arm), _speed(first)
-    return {
-        "name": arm.name,
-        "runs": [str(record.path) for record in arm.records],
-        "overrides": [_overrides(record) for record in arm.records],
-        "seeds": [record.status.get("seed") for record in arm.records],
-        "steps": status.get("steps"),
-        "tokens": status.get("tokens"),
-        "params": sum(status["parameters"].values()),
-        "parameters": status["parameters"],
-        "flops_per_token": status["flops_per_token"],
-        "tokens_per_second": speed,
-        "relative_step_time": base_speed / speed if speed and base_speed else None,
-        "peak_memory": max(record.status["peak_memory"] for record in arm.records),
-        "peak_memory_counted": status.get("peak_memory_counted"),
-        "train_loss": arm.mean("train_loss"),
-        "val_loss": arm.mean("val_loss"),
-        "val_bpb": arm.mean("val_bpb"),
-        "val_loss_by_seed": {str(record.status.get("seed")): record.final("val_loss") for record in arm.records},
-        "curves": [_curves(record) for record in arm.records],
-        "measurements": arm.records[0].measurements,
-        "samples": arm.records[0].samples,
-    }
-
-
-def _curves(record: RunRecord) -> dict[str, Any]:
-    keys = ("train_loss", "val_loss", "val_bpb", "grad_norm", "learning_rate", "tokens_per_second", "data_wait")
-    return {"seed": record.status.get("seed")} | {key: record.curve(key) for key in keys}
-
-
-def _speed(arm: Arm) -> float | None:
-    speeds = [record.tokens_per_second for record in arm.records]
-    known = [speed for speed in speeds if speed is not None]
-    return statistics.median(known) if known else None
 
 
 def _data(record: RunRecord) -> dict[str, Any]:
@@ -106,8 +68,3 @@ def _configuration(arms: list[Arm]) -> dict[str, Any]:
             key: {name: config.get(key) for name, config in flat.items()} for key in keys if key not in shared
         },
     }
-
-
-def _overrides(record: RunRecord) -> list[str]:
-    path = record.path / "overrides.txt"
-    return path.read_text().split("\n")[:-1] if path.exists() else []
