@@ -30,6 +30,9 @@ def describe(arm: Arm, first: Arm) -> dict[str, Any]:
         "val_loss_by_seed": {str(record.status.get("seed")): record.final("val_loss") for record in arm.records},
         "curves": [_curves(record) for record in arm.records],
         "measurements": arm.records[0].measurements,
+        "last": arm.records[0].measurements[-1] if arm.records[0].measurements else None,
+        "val_loss_sd": None,
+        "failed": [],
         "samples": arm.records[0].samples,
     }
 

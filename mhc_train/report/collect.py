@@ -67,7 +67,7 @@ def read_run(path: Path) -> RunRecord:
     """
     run = find_run(path)
     status = run.status()
-    if status.get("status") != "done":
+    if status.get("status") not in ("done", "failed"):
         raise CheckpointError(
             f"{path}: the training is {status.get('status', 'not there')}, not done. "
             f"Finish it with `mhc-train fit --resume {path}`."

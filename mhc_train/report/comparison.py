@@ -1,5 +1,6 @@
 """The comparison itself, as one document: what `compare --json` prints and every page of the report is drawn from."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,26 @@ from mhc_train.report.statistics import differences
 SCHEMA_VERSION = 1
 
 
-def compare_runs(paths: list[Path]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """How the runs came to be compared: what their own files do not say."""
+
+    against: str | None = None
+    varied: tuple[str, ...] = ()
+    lost: tuple[dict[str, Any], ...] = ()
+    concurrent: int = 1
+    tuning: tuple[dict[str, Any], ...] = ()
+    detect: float = 0.005
+
+
+def compare_runs(paths: list[Path], setting: Setting = Setting()) -> dict[str, Any]:
     """Read finished runs and put them side by side.
 
     Raises:
         CheckpointError: a path is no finished run.
     """
-    arms = group_arms([read_run(path) for path in paths])
+    records = [read_run(path) for path in paths]
+    arms = group_arms([record for record in records if record.status["status"] == "done"])
     rows = comparability.check(arms)
     reasons = comparability.reasons(rows)
     return {
@@ -33,6 +47,11 @@ def compare_runs(paths: list[Path]) -> dict[str, Any]:
         "configuration": _configuration(arms),
         "arms": [describe(arm, arms[0]) for arm in arms],
         "differences": differences(arms),
+        "varied": list(setting.varied),
+        "lost": list(setting.lost),
+        "concurrent": setting.concurrent,
+        "tuning": list(setting.tuning),
+        "reference": setting.against or arms[0].name,
     }
 
 

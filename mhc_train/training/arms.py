@@ -1,29 +1,36 @@
-"""The arms of a comparison: planned from overrides with sweeps, trained one after another in processes of their own."""
+"""The arms of a comparison, planned from overrides with sweeps: what differs between them on purpose, and their names."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from mhc_train.config.compose import parse
-from mhc_train.console import say
+from mhc_train.config.compose import flatten, parse
 from mhc_train.errors import ConfigError
-from mhc_train.runs import new_run_path
+from mhc_train.report.collect import RunRecord, group_arms
 from mhc_train.schema import Config
-from mhc_train.training.jobs import Forwarding, JobError, check, fit_arguments, multiply, run_fit
+from mhc_train.training.jobs import multiply
 
 DEFAULT_ARMS = "connection=residual,hc,mhc"
+Overrides = tuple[str, ...]
 
 
-def plan_arms(overrides: Sequence[str], config_name: str, config_dir: Path | None) -> list[tuple[list[str], Config]]:
-    """The runs of a comparison, each as the overrides of its `fit` and its checked configuration.
+def plan_arms(overrides: Sequence[str], config_dir: Path | None) -> dict[Overrides, list[list[str]]]:
+    """The arms of a comparison, each by its overrides without the seed, and its runs by theirs.
 
     Sweeps (`connection=residual,hc`, `seed=range(1,4)`) are multiplied out. Without a sweep other than of the seed the
     arms are residual, hc and mhc, or residual and the connection that was given.
 
     Raises:
-        ConfigError: with the problems of all runs.
+        ConfigError: with every override that is none; or there is a single arm.
     """
-    runs = multiply(with_default_arms(overrides), config_dir)
-    return list(zip(runs, check(runs, config_name, config_dir), strict=True))
+    arms: dict[Overrides, list[list[str]]] = {}
+    for run in multiply(with_default_arms(overrides), config_dir):
+        own = arms.setdefault(tuple(text for text in run if key_of(text) != "seed"), [])
+        if run not in own:
+            own.append(run)
+    if len(arms) == 1:
+        raise ConfigError(f"{' '.join(next(iter(arms)))} alone: nothing to compare. Type connection=residual,mhc.")
+    return arms
 
 
 def with_default_arms(overrides: Sequence[str]) -> list[str]:
@@ -39,17 +46,44 @@ def with_default_arms(overrides: Sequence[str]) -> list[str]:
     return [f"connection=residual,{given.value()}" if parse(text) == given else text for text in overrides]
 
 
-def train_arm(overrides: Sequence[str], config: Config, config_name: str, config_dir: Path | None, group: str) -> Path:
-    """Train one run in a process of its own; returns its directory. Signals are passed on to it.
+def key_of(override: str) -> str:
+    """The key or group that an override sets."""
+    key: str = parse(override).key_or_group
+    return key
+
+
+def swept_keys(runs: Sequence[Sequence[str]]) -> list[str]:
+    """The keys and groups whose overrides differ between runs, in order."""
+    shared = set.intersection(*map(set, runs))
+    return list(dict.fromkeys(key_of(text) for run in runs for text in run if text not in shared))
+
+
+def varied_keys(swept: Sequence[str], configs: Sequence[Config]) -> list[str]:
+    """The configuration's keys that differ because they were swept, or a group that holds them was.
+
+    The connection's own are left out: its difference is what a comparison is of.
+    """
+    flat = [flatten(asdict(config)) for config in configs]
+    keys = list(dict.fromkeys(key for config in flat for key in config))
+    differing = [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
+    return [
+        key
+        for key in differing
+        if key not in ("name", "seed", "runs_dir")
+        and not key.startswith("connection.")
+        and any(group in (key, key.partition(".")[0], "experiment") for group in swept)
+    ]
+
+
+def arm_names(configs: Sequence[Config]) -> list[str]:
+    """What a report will call arms of these configurations.
 
     Raises:
-        JobError: the run failed or was stopped.
+        ConfigError: two are the same, and a report would take them for one.
     """
-    say(f"\nArm {' '.join(overrides)}")
-    run = new_run_path(Path(config.runs_dir), config.name)
-    with Forwarding() as signals:
-        arguments = ["--run-directory", str(run), *fit_arguments(overrides, config_name, config_dir)]
-        code = run_fit(arguments, group, signals)
-    if code != 0:
-        raise JobError(f"the arm {' '.join(overrides)} ended with exit code {code}.", code)
-    return run
+    records = [RunRecord(Path(str(place)), asdict(config), {}, {}, [], [], []) for place, config in enumerate(configs)]
+    arms = group_arms(records)
+    for arm in arms:
+        if len(arm.records) > 1:
+            raise ConfigError(f"Two arms are the same configuration, {arm.name}: what they are swept over has no effect.")
+    return [arm.name for arm in arms]

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -87,11 +87,11 @@ def fit_arguments(overrides: Sequence[str], config_name: str, config_dir: Path |
 
 
 class Forwarding:
-    """Passes the stop signals that arrive inside on to the child process of the moment, and remembers the first."""
+    """Passes the stop signals that arrive inside on to all child processes, and remembers the first."""
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.child: subprocess.Popen[bytes] | None = None
+        self.children: list[subprocess.Popen[bytes]] = []
         self._handling = handled_by(self._forward)
 
     def __enter__(self) -> "Forwarding":
@@ -102,37 +102,48 @@ class Forwarding:
         self._handling.__exit__(*exception)
 
     def to(self, child: subprocess.Popen[bytes]) -> None:
-        """Pass signals on to this child; one that came before it was there, too."""
-        self.child = child
+        """Pass signals on to this child, too; one that came before it was there as well."""
+        self.children.append(child)
         if self.received:
             child.send_signal(signal.Signals[self.received])
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
-        if self.child is not None:
-            self.child.send_signal(number)
+        for child in self.children:  # those that have ended are not signalled
+            child.send_signal(number)
 
 
-def run_fit(arguments: Sequence[str], group: str, signals: Forwarding, inherited: Sequence[int] = ()) -> int:
-    """Run `mhc-train fit ARGUMENTS` in a process of its own, so that its speed and memory are its own.
+def start_fit(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    signals: Forwarding,
+    inherited: Sequence[int] = (),
+    log: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `mhc-train fit ARGUMENTS` in a process of its own, so that its speed and memory are its own.
 
     Args:
         arguments: what follows `fit`.
-        group: what the tracker calls the runs that belong together.
+        environment: variables beside those of this process.
         signals: passes signals on, so that the run saves and stops as `fit` does.
         inherited: file descriptors that the process keeps open.
-
-    Returns:
-        Its exit code; 128 and the signal's number if one killed it.
+        log: the file that its messages are added to; without one, they go where ours go.
     """
     # A session of its own: the terminal's Ctrl-C then reaches it once, through us.
-    with subprocess.Popen(
-        [*FIT, *arguments],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"WANDB_RUN_GROUP": group},
-        start_new_session=True,
-        pass_fds=inherited,
-    ) as child:
-        signals.to(child)
-        code = child.wait()
-    return code if code >= 0 else 128 - code
+    with (log or Path(os.devnull)).open("ab") as messages:
+        child = subprocess.Popen(
+            [*FIT, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=messages if log else None,
+            env=os.environ | environment,
+            start_new_session=True,
+            pass_fds=inherited,
+        )
+    signals.to(child)
+    return child
+
+
+def exit_code(child: subprocess.Popen[bytes]) -> int | None:
+    """A process' exit code; 128 and the signal's number if one killed it; None while it runs."""
+    code = child.poll()
+    return 128 - code if code is not None and code < 0 else code

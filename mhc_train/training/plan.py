@@ -21,9 +21,8 @@ DEVICES = (8, 64, 256)
 def plan(config: Config) -> dict[str, Any]:
     """The plan that `fit --dry-run` prints. The vocabulary's size is the configured one; no data is read."""
     device = choose_device(config.train, only_planned=True)
-    train, seq_len, vocab_size = config.train, config.data.seq_len, config.data.vocab_size
-    with FakeTensorMode():
-        skeleton = Transformer(config.model, config.connection, vocab_size)
+    train, seq_len = config.train, config.data.seq_len
+    skeleton = skeleton_of(config)
     skeleton.recompute = segment_length(train.recompute, config.connection.streams, skeleton.sublayers)
     parameters = parameters_by_part(skeleton)
     say("Estimating memory, by a step on tensors without content for each of several ways to recompute.")
@@ -42,6 +41,12 @@ def plan(config: Config) -> dict[str, Any]:
         "recompute": [_choice(choice, memory, skeleton, seq_len) for choice, memory in memories.items()],
         "sharded": [asdict(each) | {"peak": each.peak} for each in shards],
     }
+
+
+def skeleton_of(config: Config) -> Transformer:
+    """The model in sizes alone, with the configured vocabulary."""
+    with FakeTensorMode():
+        return Transformer(config.model, config.connection, config.data.vocab_size)
 
 
 def _memories(config: Config, device: Device) -> dict[str, Memory]:

@@ -1,0 +1,233 @@
+"""A comparison: arms times seeds as the jobs of a ledger, each arm tuned first where that is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mhc_train.config.compose import compose
+from mhc_train.console import say
+from mhc_train.errors import ConfigError
+from mhc_train.runs import Run, new_run_path
+from mhc_train.training import tuning
+from mhc_train.training.arms import arm_names, key_of, plan_arms, swept_keys, varied_keys
+from mhc_train.training.crew import Crew, settle
+from mhc_train.training.estimate import estimate
+from mhc_train.training.jobs import Forwarding, check
+from mhc_train.training.ledger import Job, Ledger, alone, read_ledger, readable
+
+DETECT = 0.005
+"""The relative difference of loss that power is stated for, unless another is asked for."""
+
+
+@dataclass
+class Arm:
+    """Runs that differ in their seed alone, and those that choose their values."""
+
+    name: str
+    """What the report will call it, unless tuning adds to that."""
+    overrides: list[str]
+    """Without the seed, and without what is tuned."""
+    jobs: list[int]
+    """Numbers of those that are compared."""
+    tuning: list[int]
+    """Numbers of those that choose, one for every point of the grid, in order."""
+    chosen: dict[str, str] | None = None
+    """The tuned keys' values; null before they are chosen."""
+    cost: dict[str, Any] | None = None
+    """An `Estimate` of one run."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What may be asked of a comparison beside its overrides."""
+
+    tune: Sequence[str] = ()
+    vary: Sequence[str] = ()
+    against: str | None = None
+    """An arm's name."""
+    detect: float = DETECT
+    fail_on: Sequence[str] = ()
+
+
+@dataclass
+class Comparison(Ledger):
+    """The ledger of a comparison."""
+
+    arms: list[Arm] = field(default_factory=list)
+    varied: list[str] = field(default_factory=list)
+    """Keys that the arms differ in on purpose."""
+    grid: tuning.Grid = field(default_factory=dict)
+    tuning_seed: int | None = None
+    against: str | None = None
+    """The reference arm, by its name here."""
+    detect: float = DETECT
+    fail_on: list[str] = field(default_factory=list)
+    kind = "comparison"
+
+    @property
+    def decisive(self) -> list[Job]:
+        """The runs that are compared: one that was to choose a value and failed has lost, which is an outcome."""
+        return [self.jobs[number] for number in sorted(number for arm in self.arms for number in arm.jobs)]
+
+    @property
+    def runs(self) -> list[str]:
+        """The run directories that there are, arm by arm."""
+        return [job.run for arm in self.arms for job in self.compared_jobs(arm) if job.run]
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimated time of all its runs, one after another; None where one is unknown."""
+        costs = [(arm.cost or {}).get("seconds_per_run") for arm in self.arms]
+        if any(cost is None for cost in costs):
+            return None
+        return sum(cost * len(arm.jobs + arm.tuning) for cost, arm in zip(costs, self.arms, strict=True))
+
+    def document(self) -> dict[str, Any]:
+        """The ledger's content."""
+        return super().document() | {
+            "arms": [asdict(arm) for arm in self.arms],
+            "varied": self.varied,
+            "grid": self.grid,
+            "tuning_seed": self.tuning_seed,
+            "against": self.against,
+            "detect": self.detect,
+            "fail_on": self.fail_on,
+        }
+
+    def tuning_jobs(self, arm: Arm) -> list[Job]:
+        """Those of an arm's points, in order."""
+        return [self.jobs[number] for number in arm.tuning]
+
+    def compared_jobs(self, arm: Arm) -> list[Job]:
+        """Those of an arm's seeds, in order."""
+        return [self.jobs[number] for number in arm.jobs]
+
+
+def plan_comparison(
+    overrides: Sequence[str], config_name: str, config_dir: Path | None, asked: Asked = Asked()
+) -> Comparison:
+    """A new comparison with all its jobs, checked; nothing is made yet.
+
+    The jobs are in the order in which they are trained: seed by seed, so that the arms of one seed run in turn, and a
+    machine that slows down slows all alike.
+
+    Raises:
+        ConfigError: with all that is wrong with the overrides, the jobs, or what is asked.
+    """
+    runs = plan_arms(overrides, config_dir)
+    keys = [key_of(text) for arm in runs for text in arm]
+    grid = tuning.read_grid(asked.tune, keys, config_dir)
+    compared = [run for one_seed in zip(*runs.values(), strict=True) for run in one_seed]
+    configs = check(compared, config_name, config_dir)
+    first = configs[: len(runs)]
+    seed = next(number for number in range(len(configs) + 1) if number not in {config.seed for config in configs})
+    trials = [
+        [*arm, *tuning.overrides(point), f"seed={seed}"] for point in tuning.points(grid) for arm in runs
+    ]
+    check(trials, config_name, config_dir)
+    everything = [*trials, *compared]
+    names = arm_names(first)
+    arms = [
+        Arm(
+            name,
+            list(arm),
+            jobs=list(range(len(trials) + place, len(everything), len(runs))),
+            tuning=list(range(place, len(trials), len(runs))),
+        )
+        for place, (name, arm) in enumerate(zip(names, runs, strict=True))
+    ]
+    varied = [*varied_keys(swept_keys(list(runs)), first), *grid, *asked.vary]
+    return Comparison(
+        path=new_run_path(Path(configs[0].runs_dir), "compare"),
+        config_name=config_name,
+        config_dir=config_dir,
+        jobs=[Job(number, run) for number, run in enumerate(everything)],
+        arms=arms,
+        varied=list(dict.fromkeys(varied)),
+        grid=grid,
+        tuning_seed=seed if grid else None,
+        against=known_arm(asked.against, names),
+        detect=asked.detect,
+        fail_on=list(asked.fail_on),
+    )
+
+
+def known_arm(name: str | None, names: Sequence[str]) -> str | None:
+    """The name of an arm, if there is such a one.
+
+    Raises:
+        ConfigError: there is none; it says which there are.
+    """
+    if name is not None and name not in names:
+        raise ConfigError(f"--against {name}: no such arm. There are {', '.join(names)}.")
+    return name
+
+
+def estimate_costs(comparison: Comparison, measured: bool = True) -> None:
+    """Note what a run of each arm costs; see `estimate`."""
+    if measured:
+        say(f"Estimating the cost of {len(comparison.arms)} arms, by a few steps of each on random tokens.")
+    for arm in comparison.arms:
+        overrides = comparison.compared_jobs(arm)[0].overrides
+        config = compose(overrides, comparison.config_name, comparison.config_dir)
+        arm.cost = asdict(estimate(config, measured))
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The comparison in a directory; raises what `read_ledger` does."""
+    ledger, document = read_ledger(path, "comparison")
+    with readable(path):
+        return Comparison(
+            **vars(ledger),
+            **{key: document[key] for key in ("varied", "grid", "tuning_seed", "against", "detect", "fail_on")},
+            arms=[Arm(**arm) for arm in document["arms"]],
+        )
+
+
+def run_comparison(path: Path, retry_failed: bool = False, at_once: int = 1) -> Comparison:
+    """Train the jobs that are not done, each in a process of its own; finished ones are never run again.
+
+    Args:
+        path: the comparison's directory.
+        retry_failed: failed jobs, too.
+        at_once: jobs that run at the same time.
+
+    Raises:
+        CheckpointError: it is no comparison.
+        ConfigError: with the problems of all jobs that are left.
+    """
+    read_comparison(path)  # before a lock is made in whatever directory it is
+    left = ("waiting", "stopped", *(["failed"] if retry_failed else []))
+    with alone(path) as lock, Forwarding() as signals:
+        comparison = read_comparison(path)
+        settle(comparison)
+        check([job.overrides for job in comparison.in_state(*left)], comparison.config_name, comparison.config_dir)
+        Run(path).set_status("running", kind="comparison")
+        crew = Crew(comparison, signals, lock, at_once)
+        undecided = [number for arm in comparison.arms if arm.chosen is None for number in arm.tuning]
+        crew.carry_out([job for job in comparison.in_state(*left) if job.number in undecided])
+        if comparison.grid and not crew.ending:
+            _choose(comparison)
+        ready = [number for arm in comparison.arms if arm.chosen or not comparison.grid for number in arm.jobs]
+        crew.carry_out([job for job in comparison.in_state(*left) if job.number in ready])
+        comparison.signal = signals.received
+        if comparison.stopped:
+            Run(path).set_status("stopped", runs=comparison.runs)
+    return comparison
+
+
+def _choose(comparison: Comparison) -> None:
+    """Let every arm that has no values of its own yet choose them; one that cannot has failed."""
+    for arm in comparison.arms:
+        if arm.chosen is not None:
+            continue
+        trials, compared = comparison.tuning_jobs(arm), comparison.compared_jobs(arm)
+        arm.chosen = tuning.best(comparison.grid, trials)
+        for job in compared:
+            if arm.chosen is None:
+                job.state, job.exit_code = "failed", trials[0].exit_code
+            else:
+                job.overrides += tuning.overrides(arm.chosen)
+        say(f"{arm.name}: " + (" ".join(tuning.overrides(arm.chosen)) if arm.chosen else "no run of its tuning finished"))
+    comparison.save()

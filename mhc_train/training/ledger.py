@@ -1,0 +1,153 @@
+"""A ledger: jobs and where each of them stands, in a directory of its own, true whatever is killed when."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mhc_train.console import say
+from mhc_train.errors import CheckpointError, ConfigError
+from mhc_train.files import storage_errors, write_json, write_text
+from mhc_train.runs import environment, make_exclusively
+
+SCHEMA_VERSION = 1
+COMMANDS = {"sweep": "mhc-train fit -m", "comparison": "mhc-train compare"}
+"""What works on each kind of ledger."""
+
+
+@dataclass
+class Job:
+    """One run and where it stands."""
+
+    number: int
+    overrides: list[str]
+    state: str = "waiting"
+    """waiting | running | done | failed | stopped."""
+    run: str | None = None
+    """Its run directory, named before the process starts."""
+    exit_code: int | None = None
+    seconds: float = 0.0
+    """Of its processes, as far as somebody saw them end."""
+    val_loss: float | None = None
+    """The last validation loss of its run."""
+
+
+@dataclass
+class Ledger:
+    """The directory of several jobs, and its ledger.json in memory: of a sweep, or of what is derived from one."""
+
+    path: Path
+    config_name: str
+    config_dir: Path | None
+    jobs: list[Job]
+    concurrent: int = 1
+    """The most jobs that have run at once."""
+    signal: str | None = None
+    """What ended this process's part of it; not in the ledger."""
+    kind = "sweep"
+
+    @property
+    def going_on(self) -> str:
+        """The command that goes on with it."""
+        return f"{COMMANDS[self.kind]} --resume {self.path}"
+
+    @property
+    def decisive(self) -> list[Job]:
+        """The jobs that must be done for the whole to be."""
+        return self.jobs
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal, or a run's own time limit, has left jobs to go on with."""
+        return bool(self.in_state("stopped") or (self.signal and self.in_state("waiting")))
+
+    def document(self) -> dict[str, Any]:
+        """The ledger's content, which is what `fit -m --json` prints."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "sweep": str(self.path),
+            "config_name": self.config_name,
+            "config_dir": str(self.config_dir) if self.config_dir else None,
+            "concurrent": self.concurrent,
+            "jobs": [asdict(job) for job in self.jobs],
+        }
+
+    def create(self, typed: Sequence[str]) -> None:
+        """Make the directory, with what was typed and every job waiting.
+
+        Raises:
+            StorageError: the directory cannot be made.
+        """
+        make_exclusively(self.path)
+        write_text(self.path / "overrides.txt", "".join(f"{override}\n" for override in typed))
+        write_json(self.path / "environment.json", environment())
+        self.save()
+
+    def save(self) -> None:
+        """Write the ledger, whole or not at all."""
+        write_json(self.path / "ledger.json", self.document())
+
+    def title(self, job: Job) -> str:
+        """The overrides that tell a job from the others; all of them if nothing does."""
+        shared = set.intersection(*(set(other.overrides) for other in self.jobs))
+        return " ".join([text for text in job.overrides if text not in shared] or job.overrides)
+
+    def in_state(self, *states: str) -> list[Job]:
+        """The jobs in one of these states, in order."""
+        return [job for job in self.jobs if job.state in states]
+
+
+def read_ledger(path: Path, kind: str) -> tuple[Ledger, dict[str, Any]]:
+    """The ledger of a directory, and its document with whatever else it holds.
+
+    Raises:
+        CheckpointError: there is no ledger, or one that this mhc-train cannot read.
+        ConfigError: it is of another kind, or was begun in another working directory, and its runs would not be found.
+    """
+    if not (path / "ledger.json").is_file():
+        raise CheckpointError(
+            f"{path} is no {kind}: it has no ledger.json. A run goes on with `mhc-train fit --resume {path}`."
+        )
+    with readable(path):
+        document = json.loads((path / "ledger.json").read_text())
+        jobs = [Job(**job) for job in document["jobs"]]
+        begun, config_dir = Path(document["sweep"]), document["config_dir"]
+        ledger = Ledger(begun, document["config_name"], Path(config_dir) if config_dir else None, jobs)
+        ledger.concurrent = document.get("concurrent", 1)
+        found = document.get("kind", "sweep")
+        command = COMMANDS[found]
+    if found != kind:
+        raise ConfigError(f"{path} is a {found}. Type `{command} --resume {path}`.")
+    if begun.resolve() != path.resolve():
+        raise ConfigError(
+            f"{path} was begun as {begun}, and its runs are named likewise. Go to the directory that it was begun in."
+        )
+    return ledger, document
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a ledger lacks into a `CheckpointError` that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'ledger.json'} is not a ledger of this mhc-train: {error!r}.") from error
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[int]:
+    """Hold a ledger's lock; a job inherits it, and so keeps others out even where it outlives who started it."""
+    with storage_errors(path / "lock"):
+        lock = (path / "lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"Another process still works on {path}, perhaps a job whose sweep was killed: waiting for its end.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+

@@ -1,0 +1,193 @@
+"""From the runs of a comparison, or any others, to a report: which runs, how they came to be compared, and where to."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mhc_train.config.compose import compose
+from mhc_train.errors import CheckpointError
+from mhc_train.files import write_json, write_text
+from mhc_train.report.collect import group_arms, read_run
+from mhc_train.runs import Run, environment, make_exclusively, new_run_path
+from mhc_train.training import tuning
+from mhc_train.training.arms import key_of, swept_keys, varied_keys
+from mhc_train.training.comparison import DETECT, Comparison, known_arm, read_comparison
+from mhc_train.training.crew import run_status
+from mhc_train.training.jobs import check
+from mhc_train.training.ledger import Job
+from mhc_train.training.sweep import read_sweep
+
+if TYPE_CHECKING:
+    from mhc_train.report.comparison import Setting
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report is made of: runs, and what their own files do not say of them."""
+
+    runs: list[Path]
+    varied: list[str] = field(default_factory=list)
+    lost: list[dict[str, Any]] = field(default_factory=list)
+    concurrent: int = 1
+    tuning: list[dict[str, Any]] = field(default_factory=list)
+    against: str | None = None
+    detect: float = DETECT
+
+    def setting(self) -> "Setting":
+        """The same for `compare_runs`."""
+        # SciPy takes seconds to import: not before the training.
+        from mhc_train.report.comparison import Setting
+
+        return Setting(
+            self.against, tuple(self.varied), tuple(self.lost), self.concurrent, tuple(self.tuning), self.detect
+        )
+
+
+def of_comparison(comparison: Comparison) -> Material:
+    """The runs of a comparison that have ended, and those that left nothing."""
+    ended = [job for arm in comparison.arms for job in comparison.compared_jobs(arm) if job.state in ("done", "failed")]
+    told = [job for job in ended if _tells(job)]
+    return Material(
+        runs=_paths(told),
+        varied=comparison.varied,
+        lost=[{"overrides": job.overrides, "error": _error(job)} for job in ended if job not in told],
+        concurrent=comparison.concurrent,
+        tuning=_tuning(comparison),
+        against=_reference(comparison),
+        detect=comparison.detect,
+    )
+
+
+def of_directories(paths: Sequence[Path], against: str | None, varied: Sequence[str], detect: float) -> Material:
+    """Finished runs, and those of comparisons and sweeps; everything is read, so that what is wrong is said at once.
+
+    Raises:
+        CheckpointError: a directory is no run, or one that did not finish; or a ledger without finished runs.
+        ConfigError: no arm has the name of the reference.
+    """
+    parts = [_of_directory(path) for path in paths]
+    runs = [run for part in parts for run in part.runs]
+    names = [arm.name for arm in group_arms([read_run(run) for run in runs])]
+    return Material(
+        runs,
+        varied=_unique([*(key for part in parts for key in part.varied), *varied]),
+        concurrent=max(part.concurrent for part in parts),
+        tuning=[row for part in parts for row in part.tuning],
+        against=known_arm(against, names) or next((part.against for part in parts if part.against in names), None),
+        detect=detect,
+    )
+
+
+def write(material: Material, directory: Path) -> tuple[dict[str, Any], Path]:
+    """Compare the runs and write the report; returns the document and the page.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    # Imported after the training: SciPy and Matplotlib would keep it waiting for seconds.
+    from mhc_train.report.comparison import compare_runs
+    from mhc_train.report.render import write_report
+
+    document = compare_runs(material.runs, material.setting())
+    return document, write_report(document, directory)
+
+
+def report(comparison: Comparison, directory: Path | None) -> tuple[dict[str, Any], Path] | None:
+    """Write the report of a comparison that has come to its end, from the runs that there are; None if there are none.
+
+    Args:
+        comparison: whose status becomes `done`, or `failed` if a run that is compared has.
+        directory: of the report; None for its place in the comparison's.
+    """
+    run, material = Run(comparison.path), of_comparison(comparison)
+    done = [job for job in comparison.decisive if job.state == "done"]
+    written = write(material, directory or run.report) if done else None
+    if written:
+        _send(comparison, run, *written)
+    run.set_status("done" if len(done) == len(comparison.decisive) else "failed", runs=comparison.runs)
+    return written
+
+
+def _send(comparison: Comparison, run: Run, document: dict[str, Any], page: Path) -> None:
+    """Let the arms' tracker have the comparison, too."""
+    config = compose(comparison.decisive[0].overrides, comparison.config_name, comparison.config_dir)
+    if config.tracker.kind == "wandb":
+        from mhc_train.tracking.comparison import send_comparison
+
+        send_comparison(run, document, page.parent)
+
+
+def new_directory(runs: Sequence[Path]) -> Path:
+    """A directory of its own beside the runs, for the report on them, so that no report overwrites another."""
+    comparison = Run(new_run_path(runs[0].resolve().parent, "compare"))
+    make_exclusively(comparison.path)
+    write_text(comparison.path / "overrides.txt", "")
+    write_json(comparison.path / "environment.json", environment())
+    comparison.set_status("done", kind="comparison", runs=[str(run) for run in runs])
+    return comparison.report
+
+
+def _of_directory(path: Path) -> Material:
+    """A run, or the finished runs of a comparison or a sweep."""
+    if not (path / "ledger.json").is_file():
+        return Material([path])
+    comparing = json.loads((path / "ledger.json").read_text()).get("kind") == "comparison"
+    material = _of_finished(read_comparison(path)) if comparing else _of_sweep(path)
+    if not material.runs:
+        raise CheckpointError(f"{path}: none of its runs is finished. Go on with it first.")
+    return material
+
+
+def _of_finished(comparison: Comparison) -> Material:
+    jobs = [job for arm in comparison.arms for job in comparison.compared_jobs(arm) if run_status(job) == "done"]
+    return replace(of_comparison(comparison), runs=_paths(jobs), lost=[])
+
+
+def _of_sweep(path: Path) -> Material:
+    sweep = read_sweep(path)
+    jobs = [job for job in sweep.jobs if run_status(job) == "done"]
+    runs = [[text for text in job.overrides if key_of(text) != "seed"] for job in jobs]
+    configs = check(runs, sweep.config_name, sweep.config_dir)
+    varied = varied_keys(swept_keys(runs), configs) if runs else []
+    return Material(_paths(jobs), varied=varied, concurrent=sweep.concurrent)
+
+
+def _tells(job: Job) -> bool:
+    """Whether a job has left a run that a report can tell of."""
+    return job.run is not None and "parameters" in Run(Path(job.run)).status()
+
+
+def _error(job: Job) -> str:
+    known = Run(Path(job.run)).status().get("error") if job.run else None
+    code = "" if job.exit_code is None else f" with exit code {job.exit_code}"
+    return known or f"it ended{code} before there was anything to report"
+
+
+def _reference(comparison: Comparison) -> str | None:
+    """What the report calls the reference arm: tuning may have added to its name."""
+    runs = {job.run for arm in comparison.arms if arm.name == comparison.against for job in comparison.compared_jobs(arm)}
+    told = [job for job in comparison.decisive if job.state in ("done", "failed") and _tells(job)]
+    arms = group_arms([read_run(path) for path in _paths(told)])
+    return next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.records)), None)
+
+
+def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
+    seed = comparison.tuning_seed
+    if seed is None:
+        return []
+    return [
+        row
+        for arm in comparison.arms
+        if arm.chosen
+        for row in tuning.rows(arm.overrides, comparison.grid, comparison.tuning_jobs(arm), arm.chosen, seed)
+    ]
+
+
+def _paths(jobs: Iterable[Job]) -> list[Path]:
+    return [Path(job.run) for job in jobs if job.run]
+
+
+def _unique(keys: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(keys))
