@@ -39,3 +39,13 @@ def show(content: Any, width: int | None = None, wrap: bool = True) -> None:
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that suits it; `unknown` where there is none."""
+    if seconds is None:
+        return "unknown"
+    for limit, size, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.{1 if unit == 'h' else 0}f} {unit}"
+    return f"{seconds / 86400:.1f} days"

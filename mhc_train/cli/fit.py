@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mhc_train.cli.options import ConfigDir, ConfigName, Json, Overrides
+from mhc_train.cli.options import AtOnce, ConfigDir, ConfigName, Json, Overrides
 from mhc_train.ranks import is_first
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def fit(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With -m --resume: try failed jobs again, too.")
     ] = False,
+    at_once: AtOnce = 1,
     run_directory: Annotated[Path | None, typer.Option("--run-directory", hidden=True)] = None,
     json: Json = False,
 ) -> None:
@@ -78,16 +79,19 @@ def fit(
     if multirun:
         from mhc_train.cli.sweep import sweep
 
-        sweep(given, config_name, config_dir, cfg, dry_run, resume, fail_fast, retry_failed, json)
+        sweep(given, config_name, config_dir, cfg, dry_run, resume, fail_fast, retry_failed, at_once, json)
         return
     from mhc_train.config.compose import compose, to_yaml
     from mhc_train.errors import ConfigError
 
-    if fail_fast or retry_failed:
-        raise ConfigError("--fail-fast and --retry-failed are for sweeps. Type -m, too, or leave them out.")
+    if fail_fast or retry_failed or at_once > 1:
+        raise ConfigError("--fail-fast, --retry-failed and --jobs are for sweeps. Type -m, too, or leave them out.")
     path = Path(resume) if resume not in (None, "auto") else None
     if path is not None and (path / "ledger.json").is_file():
-        raise ConfigError(f"{path} is a sweep. Type `mhc-train fit -m --resume {path}`.")
+        raise ConfigError(
+            f"{path} is no run. A sweep goes on with `mhc-train fit -m --resume {path}`, a comparison with `mhc-train "
+            f"compare --resume {path}`."
+        )
     if cfg or dry_run:
         config = compose(given, config_name, config_dir) if path is None else _amended(path, given)
         if cfg:

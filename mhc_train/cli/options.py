@@ -30,4 +30,10 @@ ConfigDir = Annotated[
     Path | None,
     typer.Option("--config-dir", "-cd", help="Directory with configuration groups of your own.", show_default=False),
 ]
+AtOnce = Annotated[
+    int,
+    typer.Option(
+        "--jobs", min=1, help="Runs at once; several GPUs are dealt out to them. Speeds are no measurements then."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on standard output.")]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mhc_train.training.sweep import Sweep
+    from mhc_train.training.ledger import Ledger
 
 
 def sweep(
@@ -17,13 +17,14 @@ def sweep(
     resume: str | None,
     fail_fast: bool,
     retry_failed: bool,
+    at_once: int,
     json: bool,
 ) -> None:
     """Train the jobs of a new sweep, or those that are left of a given one, and print where each of them stands."""
     from mhc_train.cli.output import print_json
     from mhc_train.console import say
     from mhc_train.errors import ConfigError
-    from mhc_train.training.sweep import create_sweep, raise_unless_done, run_sweep
+    from mhc_train.training.sweep import create_sweep, raise_if_failed, raise_if_stopped, run_sweep
 
     if resume == "auto":
         raise ConfigError("--resume auto finds runs. A sweep goes on with `mhc-train fit -m --resume SWEEP`.")
@@ -37,12 +38,13 @@ def sweep(
         return
     path = given or create_sweep(overrides, config_name, config_dir)
     say(f"Sweep {path}")
-    result = run_sweep(path, fail_fast, retry_failed)
+    result = run_sweep(path, fail_fast, retry_failed, at_once)
     if json:
         print_json(result.document())
     else:
         _print_jobs(f"Sweep {path}", result)
-    raise_unless_done(result)
+    raise_if_stopped(result)
+    raise_if_failed(result)
 
 
 def _print_plan(
@@ -51,7 +53,8 @@ def _print_plan(
     """The jobs of a new or a given sweep, checked; nothing is made or started."""
     from mhc_train.cli.output import print_json
     from mhc_train.training.jobs import fit_arguments
-    from mhc_train.training.sweep import SCHEMA_VERSION, plan_sweep, read_sweep
+    from mhc_train.training.ledger import SCHEMA_VERSION
+    from mhc_train.training.sweep import plan_sweep, read_sweep
 
     planned = read_sweep(resume) if resume else plan_sweep(overrides, config_name, config_dir)
     if not json:
@@ -64,7 +67,7 @@ def _print_plan(
     print_json({"schema_version": SCHEMA_VERSION, "jobs": rows})
 
 
-def _print_jobs(title: str, sweep: "Sweep") -> None:
+def _print_jobs(title: str, sweep: "Ledger") -> None:
     """A table of what differs between the jobs, and what became of each."""
     from mhc_train.cli.output import number, print_table
 

@@ -1,4 +1,4 @@
-"""The arms of a comparison, planned from overrides with sweeps: what differs between them on purpose, and their names."""
+"""The arms of a comparison, planned from overrides with sweeps: their names, and what differs on purpose."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -85,5 +85,7 @@ def arm_names(configs: Sequence[Config]) -> list[str]:
     arms = group_arms(records)
     for arm in arms:
         if len(arm.records) > 1:
-            raise ConfigError(f"Two arms are the same configuration, {arm.name}: what they are swept over has no effect.")
+            raise ConfigError(
+                f"Two arms are the same configuration, {arm.name}: what they are swept over has no effect."
+            )
     return [arm.name for arm in arms]

@@ -34,8 +34,8 @@ class Arm:
     """Numbers of those that choose, one for every point of the grid, in order."""
     chosen: dict[str, str] | None = None
     """The tuned keys' values; null before they are chosen."""
-    cost: dict[str, Any] | None = None
-    """An `Estimate` of one run."""
+    cost: dict[str, Any] = field(default_factory=dict)
+    """An `Estimate` of one run; empty before it is made."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,6 @@ class Comparison(Ledger):
     def runs(self) -> list[str]:
         """The run directories that there are, arm by arm."""
         return [job.run for arm in self.arms for job in self.compared_jobs(arm) if job.run]
-
-    @property
-    def seconds(self) -> float | None:
-        """The estimated time of all its runs, one after another; None where one is unknown."""
-        costs = [(arm.cost or {}).get("seconds_per_run") for arm in self.arms]
-        if any(cost is None for cost in costs):
-            return None
-        return sum(cost * len(arm.jobs + arm.tuning) for cost, arm in zip(costs, self.arms, strict=True))
 
     def document(self) -> dict[str, Any]:
         """The ledger's content."""
@@ -122,9 +114,7 @@ def plan_comparison(
     configs = check(compared, config_name, config_dir)
     first = configs[: len(runs)]
     seed = next(number for number in range(len(configs) + 1) if number not in {config.seed for config in configs})
-    trials = [
-        [*arm, *tuning.overrides(point), f"seed={seed}"] for point in tuning.points(grid) for arm in runs
-    ]
+    trials = [[*arm, *tuning.overrides(point), f"seed={seed}"] for point in tuning.points(grid) for arm in runs]
     check(trials, config_name, config_dir)
     everything = [*trials, *compared]
     names = arm_names(first)
@@ -229,5 +219,8 @@ def _choose(comparison: Comparison) -> None:
                 job.state, job.exit_code = "failed", trials[0].exit_code
             else:
                 job.overrides += tuning.overrides(arm.chosen)
-        say(f"{arm.name}: " + (" ".join(tuning.overrides(arm.chosen)) if arm.chosen else "no run of its tuning finished"))
+        say(
+            f"{arm.name}: "
+            + (" ".join(tuning.overrides(arm.chosen)) if arm.chosen else "no run of its tuning finished")
+        )
     comparison.save()

@@ -87,7 +87,9 @@ def run_trial(config: Config) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise TrialError(f"its trial took longer than {PATIENCE} seconds") from None
     if trial.returncode < 0:
-        raise TrialError(f"its trial was killed by {signal.Signals(-trial.returncode).name}, perhaps for want of memory")
+        raise TrialError(
+            f"its trial was killed by {signal.Signals(-trial.returncode).name}, perhaps for want of memory"
+        )
     if trial.returncode > 0:
         raise TrialError((trial.stderr.strip().splitlines() or ["its trial failed without a word"])[-1])
     answer: dict[str, Any] = json.loads(trial.stdout)

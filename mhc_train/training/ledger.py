@@ -150,4 +150,3 @@ def alone(path: Path) -> Iterator[int]:
             say(f"Another process still works on {path}, perhaps a job whose sweep was killed: waiting for its end.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
-

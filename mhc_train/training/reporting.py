@@ -13,7 +13,7 @@ from mhc_train.report.collect import group_arms, read_run
 from mhc_train.runs import Run, environment, make_exclusively, new_run_path
 from mhc_train.training import tuning
 from mhc_train.training.arms import key_of, swept_keys, varied_keys
-from mhc_train.training.comparison import DETECT, Comparison, known_arm, read_comparison
+from mhc_train.training.comparison import DETECT, Asked, Comparison, known_arm, read_comparison
 from mhc_train.training.crew import run_status
 from mhc_train.training.jobs import check
 from mhc_train.training.ledger import Job
@@ -52,7 +52,11 @@ def of_comparison(comparison: Comparison) -> Material:
     return Material(
         runs=_paths(told),
         varied=comparison.varied,
-        lost=[{"overrides": job.overrides, "error": _error(job)} for job in ended if job not in told],
+        lost=[
+            {"overrides": job.overrides, "name": comparison.title(job), "error": _error(job)}
+            for job in ended
+            if job not in told
+        ],
         concurrent=comparison.concurrent,
         tuning=_tuning(comparison),
         against=_reference(comparison),
@@ -60,7 +64,7 @@ def of_comparison(comparison: Comparison) -> Material:
     )
 
 
-def of_directories(paths: Sequence[Path], against: str | None, varied: Sequence[str], detect: float) -> Material:
+def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
     """Finished runs, and those of comparisons and sweeps; everything is read, so that what is wrong is said at once.
 
     Raises:
@@ -70,13 +74,14 @@ def of_directories(paths: Sequence[Path], against: str | None, varied: Sequence[
     parts = [_of_directory(path) for path in paths]
     runs = [run for part in parts for run in part.runs]
     names = [arm.name for arm in group_arms([read_run(run) for run in runs])]
+    against = known_arm(asked.against, names) or next((part.against for part in parts if part.against in names), None)
     return Material(
         runs,
-        varied=_unique([*(key for part in parts for key in part.varied), *varied]),
+        varied=list(dict.fromkeys([*(key for part in parts for key in part.varied), *asked.vary])),
         concurrent=max(part.concurrent for part in parts),
         tuning=[row for part in parts for row in part.tuning],
-        against=known_arm(against, names) or next((part.against for part in parts if part.against in names), None),
-        detect=detect,
+        against=against,
+        detect=asked.detect,
     )
 
 
@@ -167,27 +172,27 @@ def _error(job: Job) -> str:
 
 def _reference(comparison: Comparison) -> str | None:
     """What the report calls the reference arm: tuning may have added to its name."""
-    runs = {job.run for arm in comparison.arms if arm.name == comparison.against for job in comparison.compared_jobs(arm)}
+    if comparison.against is None:
+        return None
+    runs = {
+        job.run for arm in comparison.arms if arm.name == comparison.against for job in comparison.compared_jobs(arm)
+    }
     told = [job for job in comparison.decisive if job.state in ("done", "failed") and _tells(job)]
     arms = group_arms([read_run(path) for path in _paths(told)])
     return next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.records)), None)
 
 
 def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
-    seed = comparison.tuning_seed
-    if seed is None:
-        return []
+    shared = set.intersection(*(set(arm.overrides) for arm in comparison.arms))
     return [
-        row
+        {"arm": [text for text in arm.overrides if text not in shared], "name": arm.name}
+        | row
+        | {"seed": comparison.tuning_seed}
         for arm in comparison.arms
         if arm.chosen
-        for row in tuning.rows(arm.overrides, comparison.grid, comparison.tuning_jobs(arm), arm.chosen, seed)
+        for row in tuning.rows(comparison.grid, comparison.tuning_jobs(arm), arm.chosen)
     ]
 
 
 def _paths(jobs: Iterable[Job]) -> list[Path]:
     return [Path(job.run) for job in jobs if job.run]
-
-
-def _unique(keys: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(keys))

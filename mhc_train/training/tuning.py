@@ -1,7 +1,7 @@
-"""The choice of every arm's own values on a seed that is not compared: what may be chosen, what was, and how sure it is.
+"""The choice of every arm's own values, on a seed that is not compared.
 
-Choosing on the seeds that are compared would flatter: of several values one does best on just these seeds by chance, and
-the arm that was tried with more of them gains more.
+Choosing on the seeds that are compared would flatter: of several values one does best on just these seeds by chance,
+and the lowest of many losses is lower than it will be again.
 """
 
 import itertools
@@ -74,20 +74,18 @@ def best(grid: Grid, jobs: Sequence[Job]) -> Point | None:
     return point if math.isfinite(final_loss(job)) else None
 
 
-def rows(arm: Sequence[str], grid: Grid, jobs: Sequence[Job], chosen: Point, seed: int) -> list[dict[str, Any]]:
-    """How each key was chosen for an arm: a row for `Setting.tuning`.
+def rows(grid: Grid, jobs: Sequence[Job], chosen: Point) -> list[dict[str, Any]]:
+    """How each key was chosen for an arm, from what its jobs came to.
 
     `losses` has the lowest loss of each value, whatever the other keys' values; null where no run finished. `edge`
     says that the chosen number is the smallest or the largest, so that one beyond may be better.
     """
     return [
         {
-            "arm": list(arm),
             "key": key,
             "losses": {value: _lowest(key, value, grid, jobs) for value in values},
             "chosen": chosen[key],
             "edge": _at_edge(values, chosen[key]),
-            "seed": seed,
         }
         for key, values in grid.items()
     ]

@@ -1,0 +1,79 @@
+"""What a comparison will train and cost, as one document and in words."""
+
+from typing import Any
+
+from mhc_train.tables import duration
+from mhc_train.training.comparison import Arm, Comparison
+from mhc_train.training.jobs import fit_arguments
+
+SCHEMA_VERSION = 1
+ESTIMATED = (
+    "Estimated: a few steps of each arm were measured, on random tokens. A run is its start-up, its steps and its "
+    "validations; reading text, measurements of the path, checkpoints and the tracker come on top."
+)
+
+
+def forecast(comparison: Comparison) -> dict[str, Any]:
+    """The plan that `compare --dry-run` prints. Times are in seconds, and null where they are unknown."""
+    arms = [_arm(comparison, arm) for arm in comparison.arms]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "arms": arms,
+        "runs": len(comparison.jobs),
+        "done": len(comparison.in_state("done")),
+        "seconds": _total([arm["seconds"] for arm in arms]),
+        "seconds_left": _total([arm["seconds_left"] for arm in arms]),
+        "estimated": ESTIMATED,
+        "varied": comparison.varied,
+        "tuned": comparison.grid,
+        "tuning_seed": comparison.tuning_seed,
+        "against": comparison.against or comparison.arms[0].name,
+        "jobs": [
+            {
+                "number": job.number,
+                "overrides": job.overrides,
+                "state": job.state,
+                "tuning": job not in comparison.decisive,
+                "command": [
+                    "mhc-train",
+                    "fit",
+                    *fit_arguments(job.overrides, comparison.config_name, comparison.config_dir),
+                ],
+            }
+            for job in comparison.jobs
+        ],
+    }
+
+
+def _arm(comparison: Comparison, arm: Arm) -> dict[str, Any]:
+    jobs = [*comparison.tuning_jobs(arm), *comparison.compared_jobs(arm)]
+    left = [job for job in jobs if job.state != "done"]
+    run = arm.cost["seconds_per_run"]
+    return {
+        "name": arm.name,
+        "overrides": arm.overrides,
+        "runs": len(jobs),
+        "runs_tuning": len(arm.tuning),
+        **arm.cost,
+        "seconds": None if run is None else run * len(jobs),
+        "seconds_left": None if run is None else run * len(left),
+    }
+
+
+def _total(parts: list[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def in_words(document: dict[str, Any]) -> list[str]:
+    """The plan's lines below its table."""
+    arms = document["arms"]
+    lines = [f"{arm['name']}: time unknown: {arm['unknown']}." for arm in arms if arm["unknown"]]
+    if document["tuned"]:
+        lines.append(
+            f"{sum(arm['runs_tuning'] for arm in arms)} of the runs choose {', '.join(document['tuned'])} for each arm, "
+            f"on seed {document['tuning_seed']}, which is not compared."
+        )
+    done = f", {document['done']} of them done" if document["done"] else ""
+    lines.append(f"{document['runs']} runs{done}; left: {duration(document['seconds_left'])}, one after another.")
+    return [*lines, ESTIMATED] if any(arm["steps_measured"] for arm in arms) else lines
