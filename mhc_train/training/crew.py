@@ -75,8 +75,8 @@ class Crew:
         self.ledger.concurrent = max(self.ledger.concurrent, len(self.workers) + 1)
         self.ledger.save()  # with the run's name: whatever becomes of this process, the next one finds the run
         log = self._log(job)
-        where = f"; its messages: {log}" if log else ""
-        say(f"\nJob {job.number + 1} of {len(self.ledger.jobs)}: {self.ledger.title(job)}{where}")
+        title = f"Job {job.number + 1} of {len(self.ledger.jobs)}: {self.ledger.title(job)}"
+        say(f"{title}; its messages: {log}" if log else f"\n{title}")
         child = start_fit(arguments, self._environment(place), self.signals, [self.lock], log)
         self.workers[place] = Worker(job, child, time.monotonic())
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from mhc_train.tables import duration
 from mhc_train.training.comparison import Arm, Comparison
+from mhc_train.training.estimate import NOT_ASKED
 from mhc_train.training.jobs import fit_arguments
 
 SCHEMA_VERSION = 1
@@ -67,13 +68,14 @@ def _total(parts: list[float | None]) -> float | None:
 
 def in_words(document: dict[str, Any]) -> list[str]:
     """The plan's lines below its table."""
-    arms = document["arms"]
-    lines = [f"{arm['name']}: time unknown: {arm['unknown']}." for arm in arms if arm["unknown"]]
-    if document["tuned"]:
-        lines.append(
-            f"{sum(arm['runs_tuning'] for arm in arms)} of the runs choose {', '.join(document['tuned'])} for each arm, "
-            f"on seed {document['tuning_seed']}, which is not compared."
-        )
+    arms, tuned = document["arms"], ", ".join(document["tuned"])
+    lines = [
+        f"{arm['name']}: time unknown: {arm['unknown']}." for arm in arms if arm["unknown"] not in (None, NOT_ASKED)
+    ]
+    if tuned:
+        count, seed = sum(arm["runs_tuning"] for arm in arms), document["tuning_seed"]
+        lines.append(f"{count} of the runs choose {tuned}, each arm its own, on seed {seed}, which is not compared.")
     done = f", {document['done']} of them done" if document["done"] else ""
-    lines.append(f"{document['runs']} runs{done}; left: {duration(document['seconds_left'])}, one after another.")
-    return [*lines, ESTIMATED] if any(arm["steps_measured"] for arm in arms) else lines
+    known = any(arm["steps_measured"] for arm in arms)
+    left = f"; left: {duration(document['seconds_left'])}, one after another" if known else ""
+    return [*lines, f"{document['runs']} runs{done}{left}.", *([ESTIMATED] if known else [])]

@@ -17,8 +17,10 @@ import pytest
 from mhc_train.errors import CheckpointError, ConfigError, Stopped
 from mhc_train.files import read_json_lines
 from mhc_train.training import jobs
-from mhc_train.training.jobs import Forwarding, JobError, multiply, run_fit
-from mhc_train.training.sweep import create_sweep, plan_sweep, raise_unless_done, read_sweep, run_sweep
+from mhc_train.training.crew import Crew, cuda_devices
+from mhc_train.training.jobs import Forwarding, JobError, exit_code, multiply, start_fit
+from mhc_train.training.ledger import Ledger
+from mhc_train.training.sweep import create_sweep, plan_sweep, raise_if_failed, raise_if_stopped, read_sweep, run_sweep
 
 FAKE = (sys.executable, str(Path(__file__).parents[2] / "fake_fit.py"))
 PARENT = f"""
@@ -45,6 +47,11 @@ def starts(directory: Path) -> list[dict[str, Any]]:
 
 def states(path: Path) -> list[str]:
     return [job["state"] for job in json.loads((path / "ledger.json").read_text())["jobs"]]
+
+
+def raise_unless_done(sweep: Ledger) -> None:
+    raise_if_stopped(sweep)
+    raise_if_failed(sweep)
 
 
 def wait_until(happened: Any) -> None:
@@ -134,6 +141,58 @@ def test_keep_going_then_retry(tmp_path: Path) -> None:
     assert [start["resumed"] for start in retried] == [True, False]  # from its checkpoint, where there is one
 
 
+def test_two_at_once(tmp_path: Path) -> None:
+    """The third is begun when one of the first two ends; messages go to a file for each."""
+    path = new_sweep(tmp_path, "name=wait", "seed=1,2,3")
+
+    def watch() -> None:
+        wait_until(lambda: len(list(tmp_path.glob("*/ready"))) == 2)
+        assert states(path) == ["running", "running", "waiting"]
+        (tmp_path / "go").touch()
+
+    with meanwhile(watch):
+        sweep = run_sweep(path, at_once=2)
+    raise_unless_done(sweep)
+    assert sweep.concurrent == json.loads((path / "ledger.json").read_text())["concurrent"] == 2
+    assert len(list(path.glob("job-*.log"))) == 3
+
+
+def test_a_signal_reaches_all_that_run(tmp_path: Path) -> None:
+    path = new_sweep(tmp_path, "name=wait", "seed=1,2,3")
+
+    def stop() -> None:
+        wait_until(lambda: len(list(tmp_path.glob("*/ready"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with meanwhile(stop):
+        run_sweep(path, at_once=2)
+    assert states(path) == ["stopped", "stopped", "waiting"]
+
+
+def test_gpus_are_dealt_out_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert cuda_devices() == ["3", "GPU-5"]
+    with Forwarding() as signals:
+        crew = Crew(plan_sweep(["seed=1,2"], "config", None), signals, 0, size=3)
+        seen = [crew._environment(place).get("CUDA_VISIBLE_DEVICES") for place in range(3)]
+        assert seen == ["3", "GPU-5", "3"]
+        crew.size = 1  # alone, a job sees what we see
+        assert "CUDA_VISIBLE_DEVICES" not in crew._environment(0)
+
+
+def test_a_run_that_was_killed_is_said_to_have_failed(tmp_path: Path) -> None:
+    path = new_sweep(tmp_path, "name=slow")
+
+    def kill() -> None:
+        wait_until(lambda: list(tmp_path.glob("*/ready")))
+        os.kill(starts(tmp_path)[0]["pid"], signal.SIGKILL)
+
+    with meanwhile(kill):
+        (job,) = run_sweep(path).jobs
+    assert (job.state, job.exit_code) == ("failed", 137)
+    assert json.loads((Path(job.run or "") / "status.json").read_text())["error"].endswith("exit code 137")
+
+
 def test_fail_fast_leaves_the_rest_waiting(tmp_path: Path) -> None:
     path = new_sweep(tmp_path, "name=ok,fail,early", "seed=1,2")
     sweep = run_sweep(path, fail_fast=True)
@@ -171,8 +230,9 @@ def test_a_signal_before_the_process_is_there_reaches_it(tmp_path: Path) -> None
     with Forwarding() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == "SIGTERM"
-        code = run_fit(["--run-directory", str(tmp_path / "run"), "name=slow"], "group", signals)
-    assert code in (75, 128 + signal.SIGTERM)
+        child = start_fit(["--run-directory", str(tmp_path / "run"), "name=slow"], {}, signals)
+        child.wait()
+    assert exit_code(child) in (75, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("name", "victim"), [("wait", "sweep"), ("wait", "both"), ("slow", "both")])
@@ -193,7 +253,7 @@ def test_a_killed_sweep_goes_on(name: str, victim: str, tmp_path: Path, monkeypa
         if "waiting for its end" in message:  # the job that lived on may end now
             (tmp_path / "go").touch()
 
-    monkeypatch.setattr("mhc_train.training.sweep.say", say)
+    monkeypatch.setattr("mhc_train.training.ledger.say", say)
     sweep = run_sweep(path)
     assert victim == "both" or any("waiting for its end" in message for message in said)
     raise_unless_done(sweep)
