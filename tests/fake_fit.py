@@ -1,8 +1,8 @@
 """A stand-in for the process of one training: it leaves the files of a run without training anything.
 
-What it does is asked for by the override `data.column=`, or `name=`: ok, fail (exit code 5, after a checkpoint), early (exit code 3,
-before there is a run), wait (until a file `go` stands beside the run directories; SIGTERM saves), slow (the same
-without a checkpoint). Its loss is 2.5, and more the further `optim.lr` is from 0.002, if that is given. Every start is a
+What it does is asked for by the override `data.column=`, or else `name=`: ok, fail (exit code 5, after a checkpoint),
+early (exit code 3, before there is a run), wait (until a file `go` stands beside the run directories; SIGTERM saves),
+slow (the same without a checkpoint). Its loss is 2.5, and higher the further `optim.lr` is from 0.002. Every start is a
 line of `starts.jsonl` there.
 """
 

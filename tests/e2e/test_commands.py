@@ -229,45 +229,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert [path.name for path in sorted(checkpoints.iterdir())] == ["latest", "step-00000004"]
 
 
-def test_compare_trains_the_arms_and_reports(tmp_path: Path) -> None:
-    result = in_process("compare", "--json", *overrides(tmp_path), "connection=residual,mhc", "seed=0,1")
-    assert result.returncode == 0, result.stderr
-    document = json.loads(result.stdout)
-    assert document["comparable"], document["reasons"]
-    assert [arm["name"] for arm in document["arms"]] == ["residual", "mhc"]
-    for arm in document["arms"]:
-        metrics = [read_json_lines(Path(run) / "metrics.jsonl")[-1]["val_loss"] for run in arm["runs"]]
-        assert arm["val_loss"] == pytest.approx(sum(metrics) / 2)
-    (difference,) = document["differences"]
-    assert (
-        difference["seeds"] == [0, 1] and difference["interval"][0] <= difference["mean"] <= difference["interval"][1]
-    )
-    assert {path.name for path in Path(document["report"]).parent.iterdir()} == {
-        "report.html",
-        "report.md",
-        "report.json",
-    }
-
-    runs = [run for arm in document["arms"] for run in arm["runs"]]
-    again = in_process("compare", runs[0], runs[2], "--output", str(tmp_path / "again"))
-    assert again.returncode == 0 and "one seed" in again.stdout
-
-
-def test_compare_reports_what_is_not_comparable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for extra in ("connection=residual", "data.seed=1"):
-        assert run_command(monkeypatch, "fit", *overrides(tmp_path), extra) == 0
-    runs = [str(path) for path in sorted((tmp_path / "runs").iterdir())]
-    assert run_command(monkeypatch, "compare", *runs, "-o", str(tmp_path / "report")) == 0
-    document = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert not document["comparable"]
-    assert any("training tokens in order different" in reason for reason in document["reasons"])
-
-
-def test_a_failing_arm_gives_its_exit_code(tmp_path: Path) -> None:
-    result = in_process("compare", *overrides(tmp_path), "connection=residual,mhc", "optim.lr=1e30")
-    assert result.returncode == 5 and "not finite" in result.stderr
-
-
 def test_dry_run_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,10 +260,10 @@ def test_every_documented_override_composes(
     import shlex
 
     from mhc_train.config.compose import compose
-    from mhc_train.training.arms import plan_arms
+    from mhc_train.training.comparison import plan_comparison
     from mhc_train.training.sweep import plan_sweep
 
-    names = ("README.md", "docs/data.md", "docs/sweeps.md", "docs/stress.md")
+    names = ("README.md", "docs/data.md", "docs/sweeps.md", "docs/comparing.md", "docs/stress.md")
     pages = [(REPOSITORY / name).read_text() for name in names]
     for command in (("fit",), ("compare",), ("data", "prepare"), ("data", "inspect")):
         monkeypatch.setenv("COLUMNS", "300")
@@ -315,7 +276,7 @@ def test_every_documented_override_composes(
             continue
         seen += 1
         if words[1] == "compare":
-            assert len(plan_arms(arguments, "config", None)) > 1
+            assert len(plan_comparison(arguments, "config", None).arms) > 1
         elif "-m" in words:
             assert len(plan_sweep(arguments, "config", None).jobs) > 1
         else:
@@ -379,13 +340,6 @@ def test_training_goes_on_where_nobody_listens(tmp_path: Path) -> None:
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=300)
     os.close(writer)
     assert json.loads(result.stdout)["status"] == "done"
-
-
-def test_reports_of_runs_do_not_overwrite_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = fitted(monkeypatch, tmp_path)
-    for _ in range(2):
-        assert run_command(monkeypatch, "compare", str(run), str(run)) == 0
-    assert len(list(run.parent.glob("*-compare-*/report/report.html"))) == 2
 
 
 def test_half_of_a_launchers_environment_is_one_clear_message(tmp_path: Path) -> None:
