@@ -127,8 +127,7 @@ def compare(
         _fail(document, conditions)
         return
     comparison = _begun(resume, given, asked) if resume else _planned(given, config_name, config_dir, asked, measured)
-    if dry_run or not json:
-        _print_plan(comparison, json)
+    _print_plan(comparison, json, dry_run)
     if not dry_run:
         if resume is None:
             comparison.create(given)
@@ -245,14 +244,17 @@ def _fail(document: dict[str, Any], conditions: "list[Condition]") -> None:
         raise VerdictError("\n".join(found))
 
 
-def _print_plan(comparison: "Comparison", json: bool) -> None:
-    """The arms and what they cost; as JSON, with every job's command."""
+def _print_plan(comparison: "Comparison", json: bool, dry_run: bool) -> None:
+    """The arms and what they cost; as JSON, with every job's command, where that is all that is asked for."""
     from mhc_train.cli.output import duration, number, print_json, print_table
+    from mhc_train.console import say
     from mhc_train.training.forecast import forecast, in_words
 
     document = forecast(comparison)
-    if json:
+    if json and dry_run:
         print_json(document)
+    if json:
+        say("\n".join(in_words(document)))
         return
     rows = [
         (
