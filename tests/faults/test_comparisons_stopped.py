@@ -59,7 +59,8 @@ class Stage:
 
     def jobs_killed(self) -> None:
         """Kill whatever trains."""
-        for line in (self.own / "pids").read_text().split():
+        pids = self.own / "pids"
+        for line in pids.read_text().split() if pids.exists() else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(line), signal.SIGKILL)
 
