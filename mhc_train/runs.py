@@ -67,6 +67,11 @@ class Run:
         path = self.path / "status.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def ledger(self) -> dict[str, Any]:
+        """The jobs of a comparison or sweep; empty for a run."""
+        path = self.path / "ledger.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def set_status(self, status: str, **facts: Any) -> None:
         """Record where the run stands: running, done, failed or stopped, with what is known of it."""
         known = {key: value for key, value in self.status().items() if key != "error"}  # of an end that is past
@@ -135,7 +140,9 @@ def find_run(path: Path) -> Run:
         CheckpointError: it is not a run directory.
     """
     if not (path / "config.yaml").is_file():
-        raise CheckpointError(f"{path} is not a run directory: it has no config.yaml. Runs are listed by `ls runs/`.")
+        raise CheckpointError(
+            f"{path} is not a run directory: it has no config.yaml. Runs are listed by `mhc-train runs`."
+        )
     return Run(path)
 
 
