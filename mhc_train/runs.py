@@ -58,6 +58,11 @@ class Run:
         return self.path / "samples.json"
 
     @property
+    def tracker(self) -> Path:
+        """What is known of it at its tracking service."""
+        return self.path / "tracker.json"
+
+    @property
     def report(self) -> Path:
         """Where a comparison's report is written."""
         return self.path / "report"

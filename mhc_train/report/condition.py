@@ -171,8 +171,8 @@ def parse_comparison(text: str) -> ComparisonCondition:
         raise ConfigError(
             f"--fail-on {text}: not a condition. Type two numbers of arms, or one and a limit, in quotes: "
             "'mhc.val_loss > residual.val_loss', 'mhc.peak_memory > 1.25*residual.peak_memory', 'hc.forward_gain > "
-            "10'; 'shown: mhc.val_loss > residual.val_loss', for what the seeds show; fail or warn, for any law with such "
-            "a verdict, mhc.fail:mass for one of an arm; or 'not comparable'."
+            "10'; 'shown: mhc.val_loss > residual.val_loss', for what the seeds show; fail or warn, for any law with "
+            "such a verdict, mhc.fail:mass for one of an arm; or 'not comparable'."
         ) from None
     for side in (left, right):
         if isinstance(side, Term):

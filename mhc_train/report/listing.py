@@ -1,4 +1,4 @@
-"""What runs have come to, read from the ends of their files: quick, however many there are and however long they took."""
+"""What runs have come to, read from the ends of their files: quick, however many there are and however long."""
 
 import contextlib
 import datetime
@@ -130,7 +130,7 @@ def _single(entry: Entry, run: Run) -> Entry:
         status = run.status()
         said, seed, steps = status.get("status"), status.get("seed"), status.get("steps")
         if status.get("kind") == "comparison":
-            jobs = {said: len(status["runs"])} if "runs" in status else None
+            jobs = {"done": len(status["runs"])} if "runs" in status else None
             return replace(entry, kind="comparison", state=said or "starting", jobs=jobs)
     with _reading(run.path / ".lock"):
         state = "dead" if said == "running" and not is_locked(run.path / ".lock") else said or "starting"
@@ -145,7 +145,7 @@ def _connection(run: Run, status: dict[str, Any]) -> tuple[str, int]:
     from omegaconf import OmegaConf  # takes longer than all else: for runs that have just begun
 
     with _reading(run.config):
-        connection = OmegaConf.load(run.config)["connection"]
+        connection: Any = OmegaConf.select(OmegaConf.load(run.config), "connection")
         return connection.get("label") or connection["kind"], connection["streams"]
 
 

@@ -1,4 +1,4 @@
-"""`python -m mhc_train.tracking RUN`: send what W&B lacks of a run; with --follow, while it is trained."""
+"""`python -m mhc_train.tracking RUN`: send what W&B lacks of a run, or with --report a comparison and its report."""
 
 import argparse
 import contextlib
@@ -17,7 +17,8 @@ from mhc_train.files import only_one
 from mhc_train.runs import Run, find_run
 from mhc_train.schema import TrackerConfig
 from mhc_train.stop_signals import SIGNALS
-from mhc_train.tracking.sender import process_deadline, send
+from mhc_train.tracking import comparison
+from mhc_train.tracking.sender import KEPT, process_deadline, send
 from mhc_train.tracking.service import reason, start_wandb
 
 
@@ -26,6 +27,9 @@ def main() -> int:
     arguments = _parse()
     tell = _teller()
     try:
+        if arguments.report:
+            comparison.send(Run(arguments.run), arguments.report, tell)
+            return 0
         run = find_run(arguments.run)
         if arguments.follow:
             _ignore_stop_signals()
@@ -34,7 +38,8 @@ def main() -> int:
         tell(str(error))
         return error.exit_code
     except Exception as error:  # whatever a service raises
-        tell(f"W&B fails ({reason(error)}); metrics.jsonl has everything.")
+        kept = comparison.KEPT if arguments.report else KEPT
+        tell(f"W&B fails ({reason(error)}); {kept}.")
         return 1
     return 0
 
@@ -42,7 +47,7 @@ def main() -> int:
 def _send(run: Run, over: Callable[[float], bool], tell: Callable[[str], None]) -> None:
     document: Any = OmegaConf.to_container(OmegaConf.load(run.config))
     config = TrackerConfig(**document["tracker"])
-    with only_one(run.path / "tracker.json"):  # a training that was killed may have left one that is just ending
+    with only_one(run.tracker):  # a training that was killed may have left one that is just ending
         send(
             run,
             lambda identity: start_wandb(config, run.path, document, identity, tell),
@@ -54,7 +59,8 @@ def _send(run: Run, over: Callable[[float], bool], tell: Callable[[str], None]) 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m mhc_train.tracking", description="Send what W&B lacks of a run.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, or with --report a comparison's")
+    parser.add_argument("--report", type=Path, metavar="DIRECTORY", help="the comparison's report, to be sent")
     parser.add_argument(
         "--follow", action="store_true", help="go on until standard input ends or has something to read"
     )

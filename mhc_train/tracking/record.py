@@ -24,7 +24,7 @@ class Record:
 
 def load_record(run: Run) -> Record:
     """The record of a run; that of a new one if there is none."""
-    path = _path(run)
+    path = run.tracker
     return Record(**json.loads(path.read_text())) if path.exists() else Record(re.sub(r"[^\w.-]", "-", run.path.name))
 
 
@@ -35,13 +35,9 @@ def begin_session(run: Run, record: Record, directory: Path | None) -> None:
     """
     if record.unfinished is not None:
         shutil.rmtree(run.path / "wandb" / record.unfinished, ignore_errors=True)
-    write_json(_path(run), asdict(replace(record, unfinished=directory.name if directory else None)))
+    write_json(run.tracker, asdict(replace(record, unfinished=directory.name if directory else None)))
 
 
 def end_session(run: Run, record: Record, step: int) -> None:
     """Note that the service has everything up to `step`."""
-    write_json(_path(run), asdict(replace(record, step=step, unfinished=None)))
-
-
-def _path(run: Run) -> Path:
-    return run.path / "tracker.json"
+    write_json(run.tracker, asdict(replace(record, step=step, unfinished=None)))

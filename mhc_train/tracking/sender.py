@@ -11,6 +11,7 @@ from mhc_train.tracking.record import begin_session, end_session, load_record
 from mhc_train.tracking.service import Service, reason
 
 POLL_SECONDS = 1.0
+KEPT = "metrics.jsonl has everything"
 Deadline = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
@@ -72,7 +73,7 @@ def unconfirmed(run: Run) -> int:
     return sum(step.number > confirmed for step in Follower(run).steps(over=True))
 
 
-def process_deadline(seconds: float, tell: Callable[[str], None]) -> Deadline:
+def process_deadline(seconds: float, tell: Callable[[str], None], kept: str = KEPT) -> Deadline:
     """Calls that do not return within `seconds` end the process: nothing else ends a call that hangs."""
 
     @contextlib.contextmanager
@@ -87,7 +88,7 @@ def process_deadline(seconds: float, tell: Callable[[str], None]) -> Deadline:
 
     def end(what: str) -> None:
         try:
-            tell(f"W&B does not answer: {what} took more than {seconds:g} s; metrics.jsonl has everything.")
+            tell(f"W&B does not answer: {what} took more than {seconds:g} s; {kept}.")
         finally:
             os._exit(1)
 

@@ -27,6 +27,9 @@ class Service(Protocol):
     def draw(self, step: int, pictures: dict[str, bytes]) -> None:
         """Hand over pictures of the step whose values came last: PNG files by name."""
 
+    def report(self, name: str, rows: list[dict[str, Any]], summary: dict[str, Any], directory: Path) -> None:
+        """Hand over a comparison: the rows of its table, what is known in the end, and its report's files."""
+
     def finish(self) -> None:
         """Return when everything handed over is safe."""
 
@@ -51,13 +54,29 @@ class WeightsAndBiases:
         images = {name: wandb.Image(Image.open(io.BytesIO(file))) for name, file in pictures.items()}
         self._run.log(images, step=step)
 
+    def report(self, name: str, rows: list[dict[str, Any]], summary: dict[str, Any], directory: Path) -> None:
+        """Hand over a comparison: a table `arms`, the summary, and the files as an artifact of type `report`."""
+        import wandb
+
+        self._run.log({"arms": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
+        self._run.summary.update(summary)
+        files = wandb.Artifact(name, type="report")
+        files.add_dir(str(directory))
+        self._run.log_artifact(files)
+
     def finish(self) -> None:
         """Return when all is uploaded, or, offline, on the disk."""
         self._run.finish()
 
 
 def start_wandb(
-    config: TrackerConfig, directory: Path, document: dict[str, Any], identity: str, tell: Callable[[str], None]
+    config: TrackerConfig,
+    directory: Path,
+    document: dict[str, Any],
+    identity: str,
+    tell: Callable[[str], None],
+    group: str | None = None,
+    job_type: str | None = None,
 ) -> Service:
     """Begin a W&B session of the run `identity`, or go on with it.
 
@@ -67,6 +86,8 @@ def start_wandb(
         document: the configuration, recorded with the run.
         identity: the run's id at W&B; the directory's name is what people see.
         tell: called with a line for people: which mode it is, and why.
+        group: which runs it belongs to; without one, WANDB_RUN_GROUP says it.
+        job_type: what kind of run it is; without one, WANDB_JOB_TYPE.
     """
     import wandb
 
@@ -88,6 +109,8 @@ def start_wandb(
             allow_val_change=True,
             mode=mode,
             settings=settings,
+            group=group,
+            job_type=job_type,
         )
         return WeightsAndBiases(run, mode == "online")
 
