@@ -54,8 +54,7 @@ def runs(
 ) -> None:
     """List runs: where each stands, its last losses, and the composite gains of its last measurement.
 
-    Gains are the largest over depth and tokens. Comparisons and sweeps have rows of their own: how many of their runs
-    are done, and what goes on with them.
+    Gains are the largest over depth and tokens. Rows of comparisons and sweeps say how many runs are done.
 
     Examples:
 

@@ -61,7 +61,7 @@ class WeightsAndBiases:
         self._run.log({"arms": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
         self._run.summary.update(summary)
         files = wandb.Artifact(name, type="report")
-        files.add_dir(str(directory))
+        files.add_dir(str(directory), policy="immutable", skip_cache=True)  # no copies in the home directory
         self._run.log_artifact(files)
 
     def finish(self) -> None:

@@ -59,7 +59,7 @@ class Artifact:
     def __init__(self, name: str, type: str) -> None:
         self.line: dict[str, Any] = {"name": name, "type": type}
 
-    def add_dir(self, directory: str) -> None:
+    def add_dir(self, directory: str, **others: Any) -> None:
         self.line["files"] = sorted(path.name for path in Path(directory).iterdir())
 
 

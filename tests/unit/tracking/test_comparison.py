@@ -113,7 +113,10 @@ def test_runs_that_have_gone_are_said_and_no_more(tmp_path: Path, capsys: pytest
     assert "cannot be sent" in capsys.readouterr().err
 
 
-def test_wandb_offline_has_the_report_and_the_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wandb_offline_has_the_report_and_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))  # not the home directory
     comparison, document, report = compared(tmp_path, "tracker.mode=offline")
     send_comparison(comparison, document, report)
     assert f"`wandb sync {comparison.path}/wandb/offline-run-*` sends it" in capsys.readouterr().err
