@@ -4,21 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mhc_train.report.collect import Arm, RunRecord
-from mhc_train.report.pairs import RESOLUTION, Floats, paired
+from mhc_train.report.pairs import ALPHA, RESOLUTION, Floats, Paired, paired
 from mhc_train.report.statistics import METRIC
 from mhc_train.report.words import counted
 
-SHOWN = "at some validations the interval leaves zero out, on either side"
-POSSIBLE = "the intervals do not show both orders, so that it may be chance"
+SHOWN = "either order is shown at some validation"
+POSSIBLE = "no validation shows one of the two orders, so that it may be chance"
 
 
 def crossings(arms: Sequence[Arm], reference: str) -> list[dict[str, Any]]:
     """A row for the reference and every other arm: `none`, `shown`, `possible` or `unknown`.
 
-    It is shown where the paired 95 % intervals at two validations leave zero out on opposite sides; possible where the
-    mean difference changes its sign otherwise. The intervals are not corrected for the number of validations.
+    It is shown where each of the two orders is, at some validation; possible where the mean difference changes its sign
+    otherwise.
     """
     named = {arm.name: arm for arm in arms}
     return [_crossing(named[reference], arm) for arm in arms if arm.name != reference]
@@ -36,11 +37,20 @@ def _crossing(a: Arm, b: Arm) -> dict[str, Any]:
     place = _last_change(np.array(tokens, dtype=np.float64), found.mean)
     if place is None:
         return row | {"state": "none", "text": _no_change(a, b, found.mean)}
-    shown = bool((found.mean > found.half).any() and (found.mean < -found.half).any())
-    state, how = ("shown", SHOWN) if shown else ("possible", POSSIBLE)
+    state, how = ("shown", SHOWN) if both_orders(found) else ("possible", POSSIBLE)
     lower = b.name if found.mean[-1] < 0 else a.name
     when = f"last at about {counted(place)} tokens; from there {lower} is lower"
     return row | {"state": state, "tokens": place, "text": f"{a.name} and {b.name} change places, {when}: {how}."}
+
+
+def both_orders(found: Paired) -> NDArray[np.bool_]:
+    """Whether a has the lower loss at one validation and b at another, of differences (..., validations).
+
+    Each order is a one-sided test at every validation, corrected for their number (Bonferroni): both are shown by
+    chance in at most 5 % of comparisons, also where one of them is true.
+    """
+    sure = found.p_value / 2 < ALPHA / found.p_value.shape[-1]
+    return (sure & (found.mean > 0)).any(-1) & (sure & (found.mean < 0)).any(-1)
 
 
 def _courses(arm: Arm) -> dict[int, dict[int, float]]:
