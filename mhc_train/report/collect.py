@@ -99,16 +99,12 @@ def read_run(path: Path) -> RunRecord:
     run = find_run(path)
     try:
         record = _record(run)
+        _check_ended(record)
+        _check_whole(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise CheckpointError(
             f"{path}: its files are damaged ({error!r}). Put them back from a copy, or leave this run out."
         ) from error
-    state = record.status.get("status", "not there")
-    if state not in ("done", "failed"):
-        raise CheckpointError(
-            f"{path}: the training is {state}, neither done nor failed. Finish it with `mhc-train fit --resume {path}`."
-        )
-    _check_whole(record)
     return record
 
 
@@ -127,6 +123,15 @@ def _record(run: Run) -> RunRecord:
         samples=_samples(run),
         overrides=typed.read_text().split("\n")[:-1] if typed.exists() else [],
     )
+
+
+def _check_ended(record: RunRecord) -> None:
+    state = record.status.get("status", "not there")
+    if state not in ("done", "failed"):
+        raise CheckpointError(
+            f"{record.path}: the training is {state}, neither done nor failed. "
+            f"Finish it with `mhc-train fit --resume {record.path}`."
+        )
 
 
 def _check_whole(record: RunRecord) -> None:

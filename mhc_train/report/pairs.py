@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +83,7 @@ def seeds_needed(effect: float, level: float) -> int:
     return 2 + bisect_left(range(2, MOST_SEEDS + 1), POWER, key=lambda seeds: power(effect, seeds, level))
 
 
+@cache
 def smallest_effect(seeds: int, level: float) -> float:
     """The difference, over its standard deviation between seeds, that so many show with a chance of 80 %."""
     largest = (10 * float(stats.t.isf(level / 2, seeds - 1)) + 10) / math.sqrt(seeds)
