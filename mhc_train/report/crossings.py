@@ -12,7 +12,7 @@ from mhc_train.report.statistics import METRIC
 from mhc_train.report.words import counted
 
 SHOWN = "either order is shown at some validation"
-POSSIBLE = "no validation shows one of the two orders, so that it may be chance"
+POSSIBLE = "not both orders are shown at some validation, so that it may be chance"
 
 
 def crossings(arms: Sequence[Arm], reference: str) -> list[dict[str, Any]]:
