@@ -22,6 +22,8 @@ class Requirement:
     matters: str
     decisive: bool = True
     """Whether a difference makes the losses not comparable; otherwise it only limits what may be read off."""
+    besides: str = ""
+    """What can be said where it differs."""
     at_end: bool = False
     """Whether only a run that finished has it."""
     within: Callable[[RunRecord], Hashable] = lambda record: None
@@ -64,7 +66,8 @@ REQUIREMENTS = (
     Requirement(
         "token budget",
         _status("tokens"),
-        "one was trained on more text, so that losses at the end say nothing of the arms; those at equal tokens may",
+        "one was trained on more text",
+        besides="losses at the end say nothing of the arms, those at equal tokens may",
         at_end=True,
     ),
     Requirement(
@@ -107,7 +110,9 @@ def check(arms: Sequence[Arm], varied: Sequence[str] = ()) -> list[dict[str, Any
 def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Why the runs are not comparable; empty if they are."""
     return [
-        f"{row['name']} {row['state']}: {row['matters']}" for row in rows if row["decisive"] and row["state"] != "same"
+        f"{row['name']} {row['state']}: " + "; ".join(filter(None, (row["matters"], row["besides"])))
+        for row in rows
+        if row["decisive"] and row["state"] != "same"
     ]
 
 
@@ -128,6 +133,7 @@ def _row(requirement: Requirement, arms: Sequence[Arm], varied: Sequence[str]) -
         "name": requirement.name,
         "state": state,
         "matters": matters,
+        "besides": requirement.besides if state == "different" else "",
         "decisive": requirement.decisive and not any(_on_purpose(key, varied) for key in requirement.follows),
         "values": _values({run: facts[run] for run in apart}) if state == "different" else [],
     }
@@ -195,6 +201,7 @@ def _seeds(arms: Sequence[Arm]) -> dict[str, Any]:
         "name": "seeds",
         "state": state,
         "matters": "only runs with a common seed are compared",
+        "besides": "",
         "decisive": False,
         "values": _alike(seeds) if state == "different" else [],
     }
