@@ -37,14 +37,17 @@ class Setting:
 
 
 def compare_runs(paths: Sequence[Path], setting: Setting | None = None) -> dict[str, Any]:
-    """Read runs that have ended and put them side by side.
+    """Read runs that have ended and put them side by side; one that is given twice counts once.
 
     Raises:
         CheckpointError: a path is no run that is done or failed, or its files are damaged.
         ConfigError: there is no such reference, or two runs are the same replicate.
     """
     setting = setting or Setting()
-    arms = group_arms([read_run(path) for path in paths])
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.resolve(), path)
+    arms = group_arms([read_run(path) for path in once.values()])
     reference = _reference(arms, setting.against)
     rows = comparability.check(arms, setting.varied)
     reasons = comparability.reasons(rows)

@@ -61,6 +61,12 @@ def test_one_replicate_twice_is_refused(tmp_path: Path) -> None:
     assert all(str(path) in str(caught.value) for path in paths)
 
 
+def test_one_run_given_twice_counts_once(tmp_path: Path) -> None:
+    path, other = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
+    (arm,) = compare_runs([path, other, path / "."])["arms"]
+    assert arm["runs"] == [str(path), str(other)]
+
+
 @pytest.mark.parametrize("status", ["running", "stopped"])
 def test_a_training_that_has_not_ended_is_refused(tmp_path: Path, status: str) -> None:
     path = write_run(tmp_path, status={"status": status})
