@@ -8,12 +8,12 @@ from mhc_train.report.collect import Arm, RunRecord
 
 def describe(arm: Arm, first: Arm) -> dict[str, Any]:
     """An arm's part of the comparison's document; step times are relative to those of `first`."""
-    status = arm.records[0].status
+    status = arm.runs[0].status
     speed, base_speed = _speed(arm), _speed(first)
     return {
         "name": arm.name,
         "runs": [str(record.path) for record in arm.records],
-        "overrides": [_overrides(record) for record in arm.records],
+        "overrides": [record.overrides for record in arm.records],
         "seeds": [record.status.get("seed") for record in arm.records],
         "steps": status.get("steps"),
         "tokens": status.get("tokens"),
@@ -22,15 +22,15 @@ def describe(arm: Arm, first: Arm) -> dict[str, Any]:
         "flops_per_token": status["flops_per_token"],
         "tokens_per_second": speed,
         "relative_step_time": base_speed / speed if speed and base_speed else None,
-        "peak_memory": max(record.status["peak_memory"] for record in arm.records),
+        "peak_memory": max((record.status["peak_memory"] for record in arm.records), default=None),
         "peak_memory_counted": status.get("peak_memory_counted"),
         "train_loss": arm.mean("train_loss"),
         "val_loss": arm.mean("val_loss"),
         "val_bpb": arm.mean("val_bpb"),
         "val_loss_by_seed": {str(record.status.get("seed")): record.final("val_loss") for record in arm.records},
         "curves": [_curves(record) for record in arm.records],
-        "measurements": arm.records[0].measurements,
-        "samples": arm.records[0].samples,
+        "measurements": arm.runs[0].measurements,
+        "samples": arm.runs[0].samples,
     }
 
 
@@ -43,8 +43,3 @@ def _speed(arm: Arm) -> float | None:
     speeds = [record.tokens_per_second for record in arm.records]
     known = [speed for speed in speeds if speed is not None]
     return statistics.median(known) if known else None
-
-
-def _overrides(record: RunRecord) -> list[str]:
-    path = record.path / "overrides.txt"
-    return path.read_text().split("\n")[:-1] if path.exists() else []
