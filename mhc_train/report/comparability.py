@@ -8,6 +8,8 @@ from mhc_train.config.compose import flatten
 from mhc_train.report.collect import SEEDS, Arm, RunRecord
 from mhc_train.report.words import listed
 
+OF_LENGTH = frozenset({"token budget", "training tokens in order"})
+"""What trainings of unequal length cannot have in common."""
 HASH = 12
 """Characters of a hash that are shown."""
 
@@ -112,8 +114,13 @@ def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         f"{row['name']} {row['state']}: " + "; ".join(filter(None, (row["matters"], row["besides"])))
         for row in rows
-        if row["decisive"] and row["state"] != "same"
+        if forbids(row)
     ]
+
+
+def forbids(row: dict[str, Any]) -> bool:
+    """Whether runs are not comparable for this reason alone."""
+    return bool(row["decisive"] and row["state"] != "same")
 
 
 def _row(requirement: Requirement, arms: Sequence[Arm], varied: Sequence[str]) -> dict[str, Any]:

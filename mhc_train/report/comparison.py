@@ -16,6 +16,7 @@ from mhc_train.report.crossings import crossings
 from mhc_train.report.statistics import METRIC, differences, failures, noise
 
 SCHEMA_VERSION = 2
+NOT_COMPARABLE = "not comparable"
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,23 @@ def _judged(arms: list[Arm], reference: str, rows: list[dict[str, Any]], setting
     """What may be said of the losses."""
     losses = {arm.name: arm.by_seed(METRIC) for arm in arms}
     failed = failures(arms, setting.lost)
-    speeds = _why_not_timed(rows, setting)
+    at_end = differences(losses, reference, lambda winner, _: failed.get(winner), setting.detect)
+    at_budgets = budgets(arms, reference, failed, _why_not_timed(rows, setting), setting.detect)
+    apart = {row["name"] for row in rows if comparability.forbids(row)}
     return {
         "noise": noise(losses, reference),
-        "differences": differences(losses, reference, lambda winner, _: failed.get(winner), setting.detect),
-        "budgets": budgets(arms, reference, failed, speeds, setting.detect),
+        "differences": _withheld(at_end) if apart else at_end,
+        # At one amount of text, it matters no more that some read on.
+        "budgets": at_budgets
+        if apart <= comparability.OF_LENGTH
+        else [row | {"differences": _withheld(row["differences"])} for row in at_budgets],
         "crossings": crossings(arms, reference),
     }
+
+
+def _withheld(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Differences between runs that are of different experiments: numbers without a verdict."""
+    return [row | {"verdict": NOT_COMPARABLE} for row in rows]
 
 
 def _why_not_timed(rows: list[dict[str, Any]], setting: Setting) -> str | None:

@@ -173,3 +173,20 @@ def test_the_reference_is_the_first_arm_or_the_one_that_was_named(tmp_path: Path
 def test_arms_with_other_seeds_cannot_be_paired(tmp_path: Path) -> None:
     document = compare_runs([write_run(tmp_path, "residual", 0), write_run(tmp_path, "mhc", 1)])
     assert state(document, "seeds") == "different"
+
+
+def test_runs_of_different_experiments_have_no_verdict_but_those_of_unequal_length_at_equal_tokens(
+    tmp_path: Path,
+) -> None:
+    def verdicts(**other: Any) -> tuple[str, str]:
+        root = tmp_path / str(len(list(tmp_path.glob("*"))))
+        root.mkdir()
+        runs = [write_run(root, "residual", seed, losses=(8.0, 7.0, 6.0 + 0.001 * seed)) for seed in range(3)]
+        runs += [write_run(root, "mhc", seed, losses=(8.0, 6.5, 5.0 + 0.002 * seed), **other) for seed in range(3)]
+        document = compare_runs(runs)
+        return document["differences"][0]["verdict"], document["budgets"][0]["differences"][0]["verdict"]
+
+    assert verdicts() == ("lower", "lower")
+    assert verdicts(status={"validation_sha256": "another"}) == ("not comparable", "not comparable")
+    longer = {"tokens": 99_999, "order_fingerprint": "of a longer one"}
+    assert verdicts(status=longer) == ("not comparable", "lower")
