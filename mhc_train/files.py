@@ -1,6 +1,7 @@
 """The one place that writes files: whole or not at all, and with a message when the disk refuses."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mhc_train.errors import StorageError
+
+BLOCK = 1 << 16
+"""Bytes that are read at once from a file's end."""
 
 
 @contextlib.contextmanager
@@ -39,6 +43,24 @@ def only_one(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of this file. The file is not made, and no other look is kept from it.
+
+    Who wants the lock itself must try for longer than a moment: the look shares it for as long as it takes.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,6 +140,27 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def json_lines_from_end(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a JSON-lines file from the last to the first, of which only what is asked for is read."""
+    if path.exists():
+        yield from map(json.loads, _lines_from_end(path))
+
+
+def _lines_from_end(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        position, rest, ended = stream.seek(0, os.SEEK_END), b"", False
+        while position:
+            size = min(BLOCK, position)
+            position = stream.seek(position - size)
+            rest, *lines = (stream.read(size) + rest).split(b"\n")
+            if lines and not ended:  # what follows the last newline is yet to be written to its end
+                lines.pop()
+                ended = True
+            yield from filter(None, reversed(lines))
+        if ended and rest:
+            yield rest
 
 
 def sync(path: Path) -> None:

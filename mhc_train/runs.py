@@ -58,6 +58,11 @@ class Run:
         return self.path / "samples.json"
 
     @property
+    def tracker(self) -> Path:
+        """What is known of it at its tracking service."""
+        return self.path / "tracker.json"
+
+    @property
     def report(self) -> Path:
         """Where a comparison's report is written."""
         return self.path / "report"
@@ -65,6 +70,11 @@ class Run:
     def status(self) -> dict[str, Any]:
         """The content of status.json; empty if there is none yet."""
         path = self.path / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def ledger(self) -> dict[str, Any]:
+        """The jobs of a comparison or sweep; empty for a run."""
+        path = self.path / "ledger.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def set_status(self, status: str, **facts: Any) -> None:
@@ -135,7 +145,9 @@ def find_run(path: Path) -> Run:
         CheckpointError: it is not a run directory.
     """
     if not (path / "config.yaml").is_file():
-        raise CheckpointError(f"{path} is not a run directory: it has no config.yaml. Runs are listed by `ls runs/`.")
+        raise CheckpointError(
+            f"{path} is not a run directory: it has no config.yaml. Runs are listed by `mhc-train runs`."
+        )
     return Run(path)
 
 

@@ -3,27 +3,51 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WIDTH_IN_A_PIPE = 200
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, optional: Sequence[str] = ()
+) -> list[str]:
     """Print a table on standard output, whose first `left` columns are text and the others numbers.
 
-    Where there is no room, text is wrapped: half a number would be a wrong one. A row without cells is an empty line.
+    Where there is no room, `optional` columns are left out, the first of them first, and then text is wrapped: half a
+    number would be a wrong one. A row without cells is an empty line.
+
+    Returns:
+        The columns that are left out.
     """
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_A_PIPE)
+    for count in range(len(optional) + 1):
+        shown = [place for place, column in enumerate(columns) if column not in optional[:count]]
+        cells = [[row[place] for place in shown] if row else [] for row in rows]
+        table = _table(title, [columns[place] for place in shown], cells, sum(place < left for place in shown))
+        if console.measure(table).maximum < console.width:
+            break
+    show(table, console.width)
+    return list(optional[:count])
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> "Table":
     from rich import box
     from rich.table import Table
 
-    terminal = sys.stdout.isatty()
-    table = Table(title=title, box=box.SIMPLE_HEAD if terminal else None, title_justify="left", pad_edge=False)
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, title_justify="left", pad_edge=False
+    )
     for place, column in enumerate(columns):
         text = place < left
         table.add_column(column, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    show(table, None if terminal else WIDTH_IN_A_PIPE)
+    return table
 
 
 def show(content: Any, width: int | None = None, wrap: bool = True) -> None:

@@ -13,6 +13,7 @@ from mhc_train.cli.compare import compare
 from mhc_train.cli.data import data
 from mhc_train.cli.diagnose import diagnose
 from mhc_train.cli.fit import fit
+from mhc_train.cli.runs import runs
 from mhc_train.console import say
 from mhc_train.errors import MhcTrainError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(fit)
 app.command()(compare)
 app.command()(diagnose)
+app.command()(runs)
 app.add_typer(data, name="data")
 app.add_typer(checkpoint, name="checkpoint")
 

@@ -1,28 +1,20 @@
 """Conditions on a measurement, such as `composite_forward_gain>10` or `fail:mass`, for `--fail-on`."""
 
-import difflib
 import functools
-import math
-import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from mhc_train.conditions import AMONG, OPERATOR, OPERATORS, check_name, limit
 from mhc_train.diagnostics.measurement import measure
 from mhc_train.diagnostics.observation import Backward, Crossing, Observation
 from mhc_train.errors import ConfigError
 
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 LIMIT = re.compile(
-    r"\s*(?P<name>[a-z_0-9]+)(?:\.(?P<statistic>mean|min|median|p99|max))?\s*(?P<op>>=|<=|>|<)\s*(?P<limit>\S+)\s*"
+    r"\s*(?P<name>[a-z_0-9]+)(?:\.(?P<statistic>mean|min|median|p99|max))?\s*"
+    rf"(?P<op>{OPERATOR})\s*(?P<limit>\S+)\s*"
 )
 VERDICT = re.compile(r"\s*(?P<grade>warn|fail)(?::(?P<law>[a-z_]+))?\s*")
 BETWEEN_STREAMS = frozenset(
@@ -107,32 +99,22 @@ def parse_condition(text: str) -> Condition:
     measured, laws = known()
     if verdict := VERDICT.fullmatch(text):
         if verdict["law"] is not None:
-            _check(text, verdict["law"], laws)
-        return Verdicts(("warn", "fail") if verdict["grade"] == "warn" else ("fail",), verdict["law"])
+            check_name(text, verdict["law"], laws)
+        return Verdicts(AMONG[verdict["grade"]], verdict["law"])
     match = LIMIT.fullmatch(text)
     try:
         if match is None:
             raise ValueError
-        limit = float(match["limit"])
-        if not math.isfinite(limit):
-            raise ValueError
+        bound = limit(match["limit"])
     except ValueError:
         raise ConfigError(
             f"--fail-on {text}: not a condition. Type NAME[.STATISTIC] and a limit in quotes, such as "
             "'composite_forward_gain>10' or 'column_error.p99>1e-3' (statistics are mean, min, median, p99, max); or "
             "fail, or warn, for any law with such a verdict, fail:mass for one."
         ) from None
-    _check(text, match["name"], measured)
+    check_name(text, match["name"], measured)
     statistic = match["statistic"] or ("max" if match["op"].startswith(">") else "min")
-    return Limit(match["name"], statistic, match["op"], limit)
-
-
-def _check(text: str, name: str, names: tuple[str, ...]) -> None:
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"--fail-on {text}: there is no {name}; {hint}There are {', '.join(names)}.")
+    return Limit(match["name"], statistic, match["op"], bound)
 
 
 @functools.cache

@@ -24,6 +24,9 @@ from mhc_train.training.distributed import check_parallel, joined
 from mhc_train.training.running import Opened, carry_out, summary
 from mhc_train.training.unfinished import unfinished
 
+LOOK_SECONDS = 0.5
+"""How long the lock of a run is tried for: longer than anyone needs to see whether it is held."""
+
 
 def fit(config: Config, overrides: Sequence[str] = (), directory: Path | None = None) -> dict[str, Any]:
     """Train from the start in a new run directory; returns the summary that `fit --json` prints.
@@ -74,10 +77,11 @@ def _fit(config: Config, overrides: Sequence[str], ranks: Ranks, directory: Path
     _check_text(config, corpus, device, ranks, None)
     config = dataclasses.replace(config, data=corpus.config)
     path = directory or new_run_path(Path(config.runs_dir), config.name)
-    run = ranks.by_first(lambda: _begin_run(path, config, overrides, corpus, asked))
-    tokenizer = corpus.tokenizer
-    model = Transformer(config.model, config.connection, tokenizer.vocab_size, config.seed, tokenizer.end_of_text)
+    run = ranks.by_first(lambda: create_run(path, to_yaml(config), overrides))
     with _held(run, ranks):
+        ranks.by_first(lambda: _begin(run, corpus, asked))
+        tokenizer = corpus.tokenizer
+        model = Transformer(config.model, config.connection, tokenizer.vocab_size, config.seed, tokenizer.end_of_text)
         return carry_out(Opened(config, run, corpus, device, ranks, started), model, None)
 
 
@@ -113,11 +117,9 @@ def _check_text(config: Config, corpus: Corpus, device: Device, ranks: Ranks, ch
     corpus.check(state, size, ranks.world, loader_workers(device, config.data))
 
 
-def _begin_run(path: Path, config: Config, overrides: Sequence[str], corpus: Corpus, asked: str) -> Run:
-    run = create_run(path, to_yaml(config), overrides)
+def _begin(run: Run, corpus: Corpus, asked: str) -> None:
     write_text(run.tokenizer, corpus.tokenizer.json)
     run.set_status("running", configuration=asked)
-    return run
 
 
 @contextlib.contextmanager
@@ -127,7 +129,7 @@ def _held(run: Run, ranks: Ranks) -> Iterator[None]:
 
     def take() -> None:
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOOK_SECONDS)
         except Timeout:
             raise CheckpointError(f"{run.path}: another process is training here. Wait for it, or end it.") from None
 

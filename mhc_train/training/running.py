@@ -136,6 +136,8 @@ def _facts(opened: Opened, model: Transformer) -> dict[str, Any]:
     config, corpus = opened.config, opened.corpus
     return {
         "seed": config.seed,
+        "connection": config.connection.title,
+        "streams": config.connection.streams,
         "steps": config.train.steps,
         "precision": str(opened.device.dtype).removeprefix("torch."),
         "processes": opened.ranks.world,

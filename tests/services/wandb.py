@@ -46,6 +46,23 @@ class Image:
         self.line = {"image": hashlib.sha256(content).hexdigest(), "size": picture.size}
 
 
+class Table:
+    """What would be shown: its rows."""
+
+    def __init__(self, columns: list[str], data: list[list[Any]]) -> None:
+        self.rows = [dict(zip(columns, row, strict=True)) for row in data]
+
+
+class Artifact:
+    """Files that would be uploaded, by name."""
+
+    def __init__(self, name: str, type: str) -> None:
+        self.line: dict[str, Any] = {"name": name, "type": type}
+
+    def add_dir(self, directory: str, **others: Any) -> None:
+        self.line["files"] = sorted(path.name for path in Path(directory).iterdir())
+
+
 class Run:
     def __init__(self, mode: str, identity: str, directory: Path) -> None:
         sessions = len(list((directory / "wandb").glob("*"))) if mode == "offline" else 0
@@ -57,9 +74,15 @@ class Run:
         self.offline = mode == "offline"
         self.starting_step = max((line["step"] for line in lines(self.file)), default=-1) + 1
         self.underway: list[dict[str, Any]] = []
+        self.reported: dict[str, Any] = {}
+        self.identity: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
 
-    def log(self, values: dict[str, Any], step: int) -> None:
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
         meet("log")
+        if step is None:  # a table
+            self.reported |= {name: table.rows for name, table in values.items()}
+            return
         if self.underway and self.underway[-1]["step"] == step:  # what belongs to one step comes together
             self.underway[-1] |= {name: image.line for name, image in values.items()}
             return
@@ -72,9 +95,15 @@ class Run:
             stream.writelines(json.dumps(line) + "\n" for line in self.underway)
         self.underway.clear()
 
+    def log_artifact(self, artifact: Artifact) -> None:
+        self.reported["artifact"] = artifact.line
+
     def finish(self) -> None:
         meet("finish")
         self.arrive()
+        if self.reported:
+            with (HOME / "reports").open("a") as stream:
+                stream.write(json.dumps(self.reported | {"summary": self.summary} | self.identity) + "\n")
 
 
 def init(*, id: str, dir: Path, mode: str, **others: Any) -> Run:
@@ -85,7 +114,9 @@ def init(*, id: str, dir: Path, mode: str, **others: Any) -> Run:
     # At the exit, this hangs in two ways.
     atexit.register(time.sleep, FOR_EVER)
     threading.Thread(target=time.sleep, args=(FOR_EVER,)).start()
-    return Run(mode, id, dir)
+    run = Run(mode, id, dir)
+    run.identity = {"id": id, "name": others["name"], "group": others["group"], "job_type": others["job_type"]}
+    return run
 
 
 def teardown() -> None:

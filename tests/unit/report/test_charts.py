@@ -149,7 +149,7 @@ def test_a_single_measurement_is_no_curve(tmp_path: Path) -> None:
 
 def test_runs_without_a_logged_value_are_said_to_have_none(tmp_path: Path) -> None:
     path = write_run(tmp_path, "mhc")
-    (path / "metrics.jsonl").write_text("")
+    (path / "metrics.jsonl").write_text('{"step": 20, "tokens": 40960}\n')
     document = compare_runs([path])
     for key in ("loss", "gradient-norm", "loss-difference"):
         assert isinstance(DRAWINGS[key](document), Omitted)

@@ -368,7 +368,7 @@ def test_a_run_without_overrides_has_no_invented_command(tmp_path: Path) -> None
 
 def test_a_loss_that_was_never_logged(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc")]
-    write_lines(paths[1] / "metrics.jsonl", [{"step": 0, "tokens": 0}])
+    write_lines(paths[1] / "metrics.jsonl", [{"step": 20, "tokens": 40_960}])
     document = compare_runs(paths)
     assert Page(to_html(document)).row(RESULTS, "validation loss")[1] == words.MISSING
 
