@@ -10,7 +10,7 @@ import typer
 from mhc_train.cli.options import AtOnce, ConfigDir, ConfigName, Json, complete_override
 
 if TYPE_CHECKING:
-    from mhc_train.report.condition import Condition
+    from mhc_train.report.condition import ComparisonCondition
     from mhc_train.training.comparison import Asked, Comparison
 
 BULKY = ("curves", "courses", "last", "samples")
@@ -143,7 +143,7 @@ class End(NamedTuple):
     json: bool
 
 
-def _conditions(texts: list[str]) -> "list[Condition]":
+def _conditions(texts: list[str]) -> "list[ComparisonCondition]":
     """Parsed before anything is trained: a mistyped one should not cost hours."""
     if not texts:
         return []
@@ -200,7 +200,7 @@ def _begun(path: Path, overrides: list[str], asked: "Asked") -> "Comparison":
     return read_comparison(path)
 
 
-def _train(path: Path, retry_failed: bool, at_once: int, end: End, conditions: "list[Condition]") -> None:
+def _train(path: Path, retry_failed: bool, at_once: int, end: End, conditions: "list[ComparisonCondition]") -> None:
     """Train what is left, and report what there is, before anything that went wrong ends the command."""
     from mhc_train.console import say
     from mhc_train.training.comparison import run_comparison
@@ -236,7 +236,7 @@ def _show(document: dict[str, Any], page: Path, end: End) -> None:
             webbrowser.open(page.resolve().as_uri())
 
 
-def _fail(document: dict[str, Any], conditions: "list[Condition]") -> None:
+def _fail(document: dict[str, Any], conditions: "list[ComparisonCondition]") -> None:
     """Exit with code 6 if a condition holds."""
     from mhc_train.errors import VerdictError
 
@@ -277,11 +277,11 @@ def _print_plan(comparison: "Comparison", json: bool, dry_run: bool) -> None:
 def _print_summary(document: dict[str, Any], page: Path) -> None:
     """The arms in numbers, then in words what may be said, and what must be."""
     from mhc_train.cli.output import number, print_table
+    from mhc_train.report.readings import largest
 
     rows = []
     for arm in document["arms"]:
-        gains = [row["forward_gain"]["max"] for row in arm["last"]["composite"]["forward"]] if arm["last"] else []
-        gain = None if not gains or None in gains else max(gains)
+        last = arm.get("last")
         memory = arm["peak_memory"]
         rows.append(
             (
@@ -292,7 +292,7 @@ def _print_summary(document: dict[str, Any], page: Path) -> None:
                 number(arm["tokens_per_second"], 0),
                 number(arm["relative_step_time"], 2),
                 "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
-                number(gain, 3),
+                number(largest(last["composite"]["forward"], "forward_gain") if last else None),
             )
         )
     columns = ("arm", "params", "val loss", "bits/byte", "tokens/s", "step time", "peak memory", "composite gain (max)")
@@ -314,7 +314,7 @@ def _remarks(document: dict[str, Any]) -> list[str]:
         *(
             f"{arm['name']}, seed {run['seed']}: failed at step {run['step']}: {run['error']}"
             for arm in document["arms"]
-            for run in arm["failed"]
+            for run in arm.get("failed", [])
         ),
         *(
             f"{row['name']}: {row['key']}={row['chosen']} is at the edge of what was tried; one beyond may be better."

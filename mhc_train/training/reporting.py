@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mhc_train.config.compose import compose
 from mhc_train.errors import CheckpointError
 from mhc_train.files import write_json, write_text
 from mhc_train.report.collect import group_arms, read_run
 from mhc_train.runs import Run, environment, make_exclusively, new_run_path
+from mhc_train.tracking.comparison import send_comparison
 from mhc_train.training import tuning
 from mhc_train.training.arms import key_of, swept_keys, varied_keys
 from mhc_train.training.comparison import DETECT, Asked, Comparison, known_arm, read_comparison
@@ -110,18 +110,9 @@ def report(comparison: Comparison, directory: Path | None) -> tuple[dict[str, An
     done = [job for job in comparison.decisive if job.state == "done"]
     written = write(material, directory or run.report) if done else None
     if written:
-        _send(comparison, run, *written)
+        send_comparison(run, written[0], written[1].parent)
     run.set_status("done" if len(done) == len(comparison.decisive) else "failed", runs=comparison.runs)
     return written
-
-
-def _send(comparison: Comparison, run: Run, document: dict[str, Any], page: Path) -> None:
-    """Let the arms' tracker have the comparison, too."""
-    config = compose(comparison.decisive[0].overrides, comparison.config_name, comparison.config_dir)
-    if config.tracker.kind == "wandb":
-        from mhc_train.tracking.comparison import send_comparison
-
-        send_comparison(run, document, page.parent)
 
 
 def new_directory(runs: Sequence[Path]) -> Path:
@@ -179,7 +170,7 @@ def _reference(comparison: Comparison) -> str | None:
     }
     told = [job for job in comparison.decisive if job.state in ("done", "failed") and _tells(job)]
     arms = group_arms([read_run(path) for path in _paths(told)])
-    return next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.records)), None)
+    return next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.runs)), None)
 
 
 def _tuning(comparison: Comparison) -> list[dict[str, Any]]:

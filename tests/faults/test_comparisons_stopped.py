@@ -74,7 +74,10 @@ class Stage:
 def without_measured(document: Any) -> Any:
     if isinstance(document, dict):
         return {key: without_measured(value) for key, value in document.items() if key not in MEASURED}
-    return [without_measured(part) for part in document] if isinstance(document, list) else document
+    if isinstance(document, list):
+        timed = [part for part in document if isinstance(part, dict) and part.get("budget") == "seconds"]
+        return [without_measured(part) for part in document if part not in timed]
+    return document
 
 
 def wait_until(happened: Callable[[], bool], child: Child) -> None:

@@ -76,11 +76,11 @@ def test_what_is_swept_is_varied_but_for_the_connection() -> None:
         (["connection=residual"], {}, "nothing to compare"),
         (["connection=glob(residual)"], {}, "nothing to compare"),
         (
-            ["data.seed=1,2", "connection=mhc", "connection.kind=mhc,mhc"],
+            ["connection=residual,mhc"],
             {"against": "hc"},
             "--against hc: no such arm",
         ),
-        (["runs_dir=a,b"], {}, "are the same configuration"),
+        (["connection=mhc", "data.seed=1,2"], {}, "differ in nothing that makes an arm"),
         (["optim.lr=1e-3"], {"tune": ["optim.lr=1e-3,2e-3"]}, "optim.lr is given already"),
         ([], {"tune": ["optim.lr=1e-3"]}, "one value leaves nothing to choose"),
         ([], {"tune": ["optim.rl=1,2"]}, "optim.rl=1: no such key"),
