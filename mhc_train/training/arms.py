@@ -81,11 +81,15 @@ def arm_names(configs: Sequence[Config]) -> list[str]:
     Raises:
         ConfigError: two are the same, and a report would take them for one.
     """
-    records = [RunRecord(Path(str(place)), asdict(config), {}, {}, [], [], []) for place, config in enumerate(configs)]
+    # As runs of different seeds, which a report takes for one arm if all else is the same.
+    records = [
+        RunRecord(Path(), asdict(config), {"seed": place}, {}, [], [], []) for place, config in enumerate(configs)
+    ]
     arms = group_arms(records)
     for arm in arms:
         if len(arm.records) > 1:
             raise ConfigError(
-                f"Two arms are the same configuration, {arm.name}: what they are swept over has no effect."
+                f"Two arms of {arm.name} differ in nothing that makes an arm: name, runs_dir, data.seed and the "
+                "tracker do not. Leave that sweep out; the order of the text varies with the seed by 'data.seed=${seed}'."
             )
     return [arm.name for arm in arms]
