@@ -227,10 +227,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert [path.name for path in sorted(checkpoints.iterdir())] == ["latest", "step-00000004"]
 
 
-def test_compare_trains_the_arms_and_reports(tmp_path: Path) -> None:
-    result = in_process("compare", "--json", *overrides(tmp_path), "connection=residual,mhc", "seed=0,1")
-    assert result.returncode == 0, result.stderr
-    document = json.loads(result.stdout)
+def test_compare_trains_the_arms_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ("connection=residual,mhc", "seed=0,1")
+    assert run_command(monkeypatch, "compare", "--json", *overrides(tmp_path), *arms) == 0
+    document = json.loads(capsys.readouterr().out)
     assert document["comparable"], document["reasons"]
     assert [arm["name"] for arm in document["arms"]] == ["residual", "mhc"]
     for arm in document["arms"]:
@@ -247,8 +249,8 @@ def test_compare_trains_the_arms_and_reports(tmp_path: Path) -> None:
     }
 
     runs = [run for arm in document["arms"] for run in arm["runs"]]
-    again = in_process("compare", runs[0], runs[2], "--output", str(tmp_path / "again"))
-    assert again.returncode == 0 and "one seed" in again.stdout
+    assert run_command(monkeypatch, "compare", runs[0], runs[2], "--output", str(tmp_path / "again")) == 0
+    assert "one seed" in capsys.readouterr().out
 
 
 def test_compare_reports_what_is_not_comparable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,9 +263,11 @@ def test_compare_reports_what_is_not_comparable(tmp_path: Path, monkeypatch: pyt
     assert any("training tokens in order different" in reason for reason in document["reasons"])
 
 
-def test_a_failing_arm_gives_its_exit_code(tmp_path: Path) -> None:
-    result = in_process("compare", *overrides(tmp_path), "connection=residual,mhc", "optim.lr=1e30")
-    assert result.returncode == 5 and "not finite" in result.stderr
+def test_a_failing_arm_gives_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "compare", *overrides(tmp_path), "connection=residual,mhc", "optim.lr=1e30") == 5
+    assert "not finite" in capfd.readouterr().err
 
 
 def test_dry_run_trains_nothing(
@@ -307,7 +311,8 @@ def test_every_documented_override_composes(
         run_command(monkeypatch, *command, "--help")
         pages.append(capsys.readouterr().out)
     seen = 0
-    for words in (shlex.split(line) for page in pages for line in commands_of(page.replace("│", ""))):
+    lines = dict.fromkeys(line for page in pages for line in commands_of(page.replace("│", "")))
+    for words in map(shlex.split, lines):
         arguments = [word for word in words[2:] if "=" in word]
         if words[1] not in ("fit", "compare", "data") or "--resume" in words or not arguments:
             continue
