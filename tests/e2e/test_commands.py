@@ -129,9 +129,8 @@ def test_a_look_at_the_first_step_tells_of_no_drift(tmp_path: Path, monkeypatch:
 
 
 def test_only_some_keys_may_change_on_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fitted(monkeypatch, tmp_path)
     assert run_command(monkeypatch, "fit", "--resume", str(run), "optim.lr=1") == 2
     assert "optim.lr=1: cannot change on --resume; the run has 0.00" in capsys.readouterr().err
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=10") == 0
@@ -140,9 +139,8 @@ def test_only_some_keys_may_change_on_resume(
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json"])
 def test_a_corrupt_checkpoint_is_refused_by_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fitted(monkeypatch, tmp_path)
     file = run / STEP_8 / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -154,7 +152,7 @@ def test_a_corrupt_checkpoint_is_refused_by_name(
     assert f"{name} is missing" in capsys.readouterr().err
     assert run_command(monkeypatch, "diagnose", str(run)) == 0
     output = capsys.readouterr()
-    assert f"{name} is missing. The one before it is used" in output.err and "step-00000004" in output.out
+    assert f"{name} is missing. The one before it is used" in output.err and "step-00000006" in output.out
 
 
 def test_bad_configuration_is_reported_all_at_once(
@@ -229,10 +227,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert [path.name for path in sorted(checkpoints.iterdir())] == ["latest", "step-00000004"]
 
 
-def test_compare_trains_the_arms_and_reports(tmp_path: Path) -> None:
-    result = in_process("compare", "--json", *overrides(tmp_path), "connection=residual,mhc", "seed=0,1")
-    assert result.returncode == 0, result.stderr
-    document = json.loads(result.stdout)
+def test_compare_trains_the_arms_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ("connection=residual,mhc", "seed=0,1")
+    assert run_command(monkeypatch, "compare", "--json", *overrides(tmp_path), *arms) == 0
+    document = json.loads(capsys.readouterr().out)
     assert document["comparable"], document["reasons"]
     assert [arm["name"] for arm in document["arms"]] == ["residual", "mhc"]
     for arm in document["arms"]:
@@ -249,8 +249,8 @@ def test_compare_trains_the_arms_and_reports(tmp_path: Path) -> None:
     }
 
     runs = [run for arm in document["arms"] for run in arm["runs"]]
-    again = in_process("compare", runs[0], runs[2], "--output", str(tmp_path / "again"))
-    assert again.returncode == 0 and "one seed" in again.stdout
+    assert run_command(monkeypatch, "compare", runs[0], runs[2], "--output", str(tmp_path / "again")) == 0
+    assert "one seed" in capsys.readouterr().out
 
 
 def test_compare_reports_what_is_not_comparable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,9 +263,11 @@ def test_compare_reports_what_is_not_comparable(tmp_path: Path, monkeypatch: pyt
     assert any("training tokens in order different" in reason for reason in document["reasons"])
 
 
-def test_a_failing_arm_gives_its_exit_code(tmp_path: Path) -> None:
-    result = in_process("compare", *overrides(tmp_path), "connection=residual,mhc", "optim.lr=1e30")
-    assert result.returncode == 5 and "not finite" in result.stderr
+def test_a_failing_arm_gives_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "compare", *overrides(tmp_path), "connection=residual,mhc", "optim.lr=1e30") == 5
+    assert "not finite" in capfd.readouterr().err
 
 
 def test_dry_run_trains_nothing(
@@ -309,7 +311,8 @@ def test_every_documented_override_composes(
         run_command(monkeypatch, *command, "--help")
         pages.append(capsys.readouterr().out)
     seen = 0
-    for words in (shlex.split(line) for page in pages for line in commands_of(page.replace("│", ""))):
+    lines = dict.fromkeys(line for page in pages for line in commands_of(page.replace("│", "")))
+    for words in map(shlex.split, lines):
         arguments = [word for word in words[2:] if "=" in word]
         if words[1] not in ("fit", "compare", "data") or "--resume" in words or not arguments:
             continue
@@ -340,10 +343,7 @@ def test_the_wheel_works_from_anywhere(tmp_path: Path) -> None:
     assert str(target) in subprocess.run(where, capture_output=True, text=True, cwd=elsewhere, env=environment).stdout
 
 
-def test_a_resumed_run_keeps_its_beginning_and_records_its_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = fitted(monkeypatch, tmp_path)
+def test_a_resumed_run_keeps_its_beginning_and_records_its_changes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = json.loads((run / "status.json").read_text())["backbone_fingerprint"]
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=10") == 0
     assert json.loads((run / "status.json").read_text())["backbone_fingerprint"] == before
@@ -352,17 +352,15 @@ def test_a_resumed_run_keeps_its_beginning_and_records_its_changes(
 
 
 def test_fewer_steps_than_were_taken_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fitted(monkeypatch, tmp_path)
     status = (run / "status.json").read_text()
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=5") == 2
     assert "already taken 8. Type train.steps=8 or more" in capsys.readouterr().err
     assert (run / "status.json").read_text() == status
 
 
-def test_a_run_killed_after_its_last_step_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = fitted(monkeypatch, tmp_path)
+def test_a_run_killed_after_its_last_step_can_be_resumed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = (run / "metrics.jsonl").read_text()
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"status": "running"}))
@@ -381,8 +379,7 @@ def test_training_goes_on_where_nobody_listens(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["status"] == "done"
 
 
-def test_reports_of_runs_do_not_overwrite_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = fitted(monkeypatch, tmp_path)
+def test_reports_of_runs_do_not_overwrite_one_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert run_command(monkeypatch, "compare", str(run), str(run)) == 0
     assert len(list(run.parent.glob("*-compare-*/report/report.html"))) == 2
