@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -25,10 +26,10 @@ quickstart: $(STAMP) ## train residual, HC and mHC on real text (minutes) and wr
 	$(BIN)/mhc-train compare experiment=quickstart
 
 test: $(VENV)/.installed-dev ## the test suite, but for the full sweeps of `test-slow`
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.installed-dev ## unit tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) tests/unit
 
 test-slow: $(VENV)/.installed-dev ## every kill, corruption and signal that `make test` samples (minutes); records the outcome
 	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= RECORD_SWEEPS=1 $(BIN)/python -m pytest -q -m slow

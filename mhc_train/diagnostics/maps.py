@@ -17,6 +17,9 @@ Spectra = Float[Tensor, "*tokens n"]
 FEW_STREAMS = 8
 """Up to so many, all sets of columns are gone through, of all matrices at once; there are 2^n."""
 
+ENTRIES_AT_ONCE = 1 << 16
+"""Of the matrices that are measured together; some measurements take n times as much."""
+
 
 def forward_gain(H: Matrices) -> Numbers:
     """Forward Amax gain: the largest absolute row sum, `max_i |sum_j H_ij|` (arXiv 2512.24880, section 3.1)."""
@@ -177,6 +180,17 @@ def measures(H: Matrices, names: Collection[str] = NAMES) -> dict[str, Numbers]:
         return found
     s = singular_values(H)
     return found | {name: function(s) for name, function in OF_SPECTRA.items() if name in names}
+
+
+def measures_of_each(maps: list[Tensor]) -> list[dict[str, Numbers]]:
+    """All measurements of each of several maps of one shape: together, as far as memory allows, for speed."""
+    together = max(1, ENTRIES_AT_ONCE // maps[0].numel())
+    stacks = (torch.stack(maps[first : first + together]) for first in range(0, len(maps), together))
+    return [
+        dict(zip(found, numbers, strict=True))
+        for found in map(measures, stacks)
+        for numbers in zip(*found.values(), strict=True)
+    ]
 
 
 def forward_composites(maps: list[Tensor]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mhc_train.diagnostics import signals
 from mhc_train.diagnostics.laws import judge
-from mhc_train.diagnostics.maps import backward_composites, forward_composites, gini, measures
+from mhc_train.diagnostics.maps import backward_composites, forward_composites, gini, measures, measures_of_each
 from mhc_train.diagnostics.observation import Crossing, Observation
 from mhc_train.diagnostics.promises import kept
 from mhc_train.files import finite
@@ -75,27 +75,37 @@ def _spaced(maps: Tensor) -> Tensor:
 
 def _sublayers(observation: Observation, maps: list[Tensor]) -> list[dict[str, Any]]:
     after = [crossing.streams for crossing in observation.crossings[1:]] + [observation.last]
-    rows = zip(observation.names, observation.crossings, maps, after, strict=True)
+    rows = zip(
+        observation.names,
+        observation.crossings,
+        maps,
+        measures_of_each(maps),
+        _of_means([H.mean(0) for H in maps]),
+        after,
+        strict=True,
+    )
     return [
-        {"index": index, "name": name} | _sublayer(observation.guarantees, crossing, H, streams)
-        for index, (name, crossing, H, streams) in enumerate(rows)
+        {"index": index, "name": name}
+        | _sublayer(observation.guarantees, crossing, H, _of_maps(crossing, H, of_res), streams)
+        | {"of_token_means": of_mean}
+        for index, (name, crossing, H, of_res, of_mean, streams) in enumerate(rows)
     ]
 
 
-def _sublayer(guarantees: tuple[Guarantee, ...], crossing: Crossing, H: Tensor, after: Tensor | None) -> dict[str, Any]:
-    numbers = _of_maps(crossing, H)
+def _sublayer(
+    guarantees: tuple[Guarantee, ...], crossing: Crossing, H: Tensor, numbers: Numbers, after: Tensor | None
+) -> dict[str, Any]:
     seen = _of_signal(crossing, H, after) | _of_gradient(crossing, H) | _not_finite(crossing)
     return {
         **summarise(numbers | seen),
-        "of_token_means": _of_mean(H.mean(0)),
         "promises": kept(guarantees, numbers),
         "mean_maps": {key: entries(getattr(crossing, key).mean(0)) for key in ("pre", "post", "res")},
     }
 
 
-def _of_maps(crossing: Crossing, H: Tensor) -> Numbers:
+def _of_maps(crossing: Crossing, H: Tensor, of_res: Numbers) -> Numbers:
     """All that the maps say by themselves, a number a token."""
-    numbers = measures(H) | {
+    numbers = of_res | {
         "pre_gini": gini(crossing.pre.double().abs()),
         "post_gini": gini(crossing.post.double().abs()),
     }
@@ -170,19 +180,21 @@ def _curve(
     names: list[str], maps: list[Tensor], composites: Callable[[list[Tensor]], list[Tensor]]
 ) -> list[dict[str, Any]]:
     """One entry a composite: statistics over tokens, and the composite of token-mean maps, labelled as such."""
-    rows = zip(names, composites(maps), composites([H.mean(0) for H in maps]), strict=True)
+    products = composites(maps)
+    means = _of_means(composites([H.mean(0) for H in maps]))
+    rows = zip(names, products, measures_of_each(products), means, strict=True)
     return [
         {"index": index, "name": name}
-        | summarise(measures(P))
-        | {"of_token_means": _of_mean(mean)}
+        | summarise(numbers)
+        | {"of_token_means": of_mean}
         | {"mean_map": entries(P.mean(0))}
-        for index, (name, P, mean) in enumerate(rows)
+        for index, (name, P, numbers, of_mean) in enumerate(rows)
     ]
 
 
-def _of_mean(mean: Tensor) -> dict[str, float | None]:
-    """The measurements of the token-mean map, which are not the means of the tokens' measurements."""
-    return {key: finite(number.item()) for key, number in measures(mean).items()}
+def _of_means(means: list[Tensor]) -> list[dict[str, float | None]]:
+    """The measurements of each token-mean map, which are not the means of the tokens' measurements."""
+    return [{key: finite(number.item()) for key, number in found.items()} for found in measures_of_each(means)]
 
 
 def summarise(numbers: Numbers) -> dict[str, dict[str, float | None]]:

@@ -90,6 +90,6 @@ def arm_names(configs: Sequence[Config]) -> list[str]:
         if len(arm.records) > 1:
             raise ConfigError(
                 f"Two arms of {arm.name} differ in nothing that makes an arm: name, runs_dir, data.seed and the "
-                "tracker do not. Leave that sweep out; the order of the text varies with the seed by 'data.seed=${seed}'."
+                "tracker do not. Leave that sweep out; 'data.seed=${seed}' varies the order of the text with the seed."
             )
     return [arm.name for arm in arms]

@@ -6,17 +6,6 @@ from pathlib import Path
 import pytest
 from tiny import overrides, run_command
 
-MORE = ("train.save_every=2", "train.keep_checkpoints=9", "train.sample_tokens=0", "diagnostics=none")
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run with checkpoints of steps 2, 4, 6 and 8."""
-    assert run_command(monkeypatch, "fit", *overrides(tmp_path), *MORE) == 0
-    capsys.readouterr()
-    (path,) = (tmp_path / "runs").iterdir()
-    return path
-
 
 def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step-*"))

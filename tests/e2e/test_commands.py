@@ -129,9 +129,8 @@ def test_a_look_at_the_first_step_tells_of_no_drift(tmp_path: Path, monkeypatch:
 
 
 def test_only_some_keys_may_change_on_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fitted(monkeypatch, tmp_path)
     assert run_command(monkeypatch, "fit", "--resume", str(run), "optim.lr=1") == 2
     assert "optim.lr=1: cannot change on --resume; the run has 0.00" in capsys.readouterr().err
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=10") == 0
@@ -140,9 +139,8 @@ def test_only_some_keys_may_change_on_resume(
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json"])
 def test_a_corrupt_checkpoint_is_refused_by_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fitted(monkeypatch, tmp_path)
     file = run / STEP_8 / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -154,7 +152,7 @@ def test_a_corrupt_checkpoint_is_refused_by_name(
     assert f"{name} is missing" in capsys.readouterr().err
     assert run_command(monkeypatch, "diagnose", str(run)) == 0
     output = capsys.readouterr()
-    assert f"{name} is missing. The one before it is used" in output.err and "step-00000004" in output.out
+    assert f"{name} is missing. The one before it is used" in output.err and "step-00000006" in output.out
 
 
 def test_bad_configuration_is_reported_all_at_once(
@@ -270,7 +268,8 @@ def test_every_documented_override_composes(
         run_command(monkeypatch, *command, "--help")
         pages.append(capsys.readouterr().out)
     seen = 0
-    for words in (shlex.split(line) for page in pages for line in commands_of(page.replace("│", ""))):
+    lines = dict.fromkeys(line for page in pages for line in commands_of(page.replace("│", "")))
+    for words in map(shlex.split, lines):
         arguments = [word for word in words[2:] if "=" in word]
         if words[1] not in ("fit", "compare", "data") or "--resume" in words or not arguments:
             continue
@@ -301,10 +300,7 @@ def test_the_wheel_works_from_anywhere(tmp_path: Path) -> None:
     assert str(target) in subprocess.run(where, capture_output=True, text=True, cwd=elsewhere, env=environment).stdout
 
 
-def test_a_resumed_run_keeps_its_beginning_and_records_its_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = fitted(monkeypatch, tmp_path)
+def test_a_resumed_run_keeps_its_beginning_and_records_its_changes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = json.loads((run / "status.json").read_text())["backbone_fingerprint"]
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=10") == 0
     assert json.loads((run / "status.json").read_text())["backbone_fingerprint"] == before
@@ -313,17 +309,15 @@ def test_a_resumed_run_keeps_its_beginning_and_records_its_changes(
 
 
 def test_fewer_steps_than_were_taken_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fitted(monkeypatch, tmp_path)
     status = (run / "status.json").read_text()
     assert run_command(monkeypatch, "fit", "--resume", str(run), "train.steps=5") == 2
     assert "already taken 8. Type train.steps=8 or more" in capsys.readouterr().err
     assert (run / "status.json").read_text() == status
 
 
-def test_a_run_killed_after_its_last_step_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = fitted(monkeypatch, tmp_path)
+def test_a_run_killed_after_its_last_step_can_be_resumed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = (run / "metrics.jsonl").read_text()
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"status": "running"}))

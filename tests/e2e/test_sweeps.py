@@ -33,7 +33,8 @@ def test_an_interrupted_sweep_is_gone_on_with(
 
     thread = threading.Thread(target=stop)
     thread.start()
-    typed = [*overrides(tmp_path), "train.steps=80", "connection=residual,mhc"]
+    quick = ("train.eval_every=40", "train.save_every=20", "diagnostics=none")  # but for the steps
+    typed = [*overrides(tmp_path), "train.steps=80", *quick, "connection=residual,mhc"]
     code = run_command(monkeypatch, "fit", "-m", "--json", *typed)
     thread.join()
     assert code == 75

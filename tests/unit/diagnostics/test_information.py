@@ -196,7 +196,7 @@ def test_standard_errors_are_of_the_order_of_the_spread_over_draws(sequences: in
 WIDE = drawn(400, 192, seed=4)
 
 
-@pytest.mark.parametrize("change", [lambda X: X, lambda X: 3 * X.flip(1), lambda X: X * drawn(4, 1)], ids=str)
+@pytest.mark.parametrize("change", [lambda X: X, lambda X: 3 * X.flip(1), lambda X: X * drawn(4, 1)])
 def test_what_is_projected_is_found_whole_after_whatever_streams_do_among_each_other(change) -> None:
     found = estimates(change(copies(WIDE)), WIDE)
     assert found["dimensions"] == 512
