@@ -51,6 +51,8 @@ class Arm:
 
     name: str
     records: list[RunRecord] = field(default_factory=list)
+    failed: list[RunRecord] = field(default_factory=list)
+    """Runs that did not finish; no number of theirs is in a mean."""
 
     def mean(self, key: str) -> float | None:
         """Mean over seeds of the final value of `key`; null if a run lacks it."""
