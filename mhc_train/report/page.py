@@ -34,6 +34,8 @@ class Table:
     rows: list[tuple[Cell, list[Cell]]]
     arms: bool = False
     """Whether the columns are the arms, which have colours."""
+    details: list[str] = field(default_factory=list)
+    """What explains each column in smaller type, where anything does."""
     across: bool = False
     """Whether the rows are the arms, because they are too many for columns."""
     stacked: bool = False

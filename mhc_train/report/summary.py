@@ -52,7 +52,7 @@ def _missing(document: Document) -> list[str]:
     sentences = []
     if failed:
         listed_ = f" ({listed(failed)})" if len(failed) <= FEW else ""
-        sentences.append(f"{many(len(failed), 'run')} did not finish{listed_}; no number of theirs is in a mean.")
+        sentences.append(f"{many(len(failed), 'run')} did not finish{listed_}; no mean has a number of such a run.")
     if document["lost"]:
         sentences.append(f"{many(len(document['lost']), 'planned run')} left nothing to compare.")
     return sentences
@@ -99,6 +99,8 @@ def _margin(best: Document, second: Document, reference: str, arms: list[Documen
     """How far the lowest loss is below the reference's, or where it is the reference's own, below the next."""
     base = next(arm for arm in arms if arm["name"] == reference)
     other = second if best is base or base["val_loss"] is None else base
+    if other["seeds"] != best["seeds"]:  # then a difference of means is one of seeds too
+        return f"; that of {other['name']} is {loss(other['val_loss'])}, over other seeds"
     return f", {other['val_loss'] - best['val_loss']:.4f} below that of {other['name']} ({loss(other['val_loss'])})"
 
 

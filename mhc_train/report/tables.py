@@ -37,20 +37,19 @@ MOST = 100
 
 
 def requirements(document: Document) -> Table:
-    """What must agree between runs, and whether it does."""
+    """What must agree between runs, whether it does, and who has what where it does not."""
     rows = [
         (
-            Cell(row["name"]),
+            Cell(row["name"], "bears on losses" if row["decisive"] else "bears on the reading only"),
             [
                 Cell(row["state"], state=row["state"]),
                 Cell("" if row["state"] == "same" else row["matters"]),
                 Cell("; ".join(f"{named(value['runs'])}: {value['value']}" for value in row["values"])),
-                Cell("losses" if row["decisive"] else "reading only"),
             ],
         )
         for row in document["requirements"]
     ]
-    return Table("What must agree between runs", ["state", "if it differs", "values", "bears on"], rows)
+    return Table("What must agree between runs", ["state", "if it differs", "values"], rows)
 
 
 def agreement(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -244,25 +243,25 @@ def scorecard(document: Document) -> Table | None:
 
 
 def _score(laws: list[Document], law: str) -> Cell:
-    """The worst verdict over seeds, and how many seeds share it."""
+    """The worst verdict over seeds, and how many of them share it where not all do."""
     row = next((row for row in laws if row["law"] == law), None)
     if row is None:
         return Cell(NOT_DECLARED if laws else NOT_MEASURED)
     cell, verdicts = law_cell(row), list(row["verdicts"].values())
-    if len(verdicts) < 2:
-        return cell
     agree = verdicts.count(row["verdict"])
-    seeds = f"all {agree} seeds" if agree == len(verdicts) else f"{agree} of {len(verdicts)} seeds"
-    return replace(cell, detail="; ".join(filter(None, [seeds, cell.detail])))
+    if agree == len(verdicts):
+        return cell
+    return replace(cell, detail="; ".join(filter(None, [f"{agree} of {len(verdicts)} seeds", cell.detail])))
 
 
 def oriented(table: Table) -> Table:
     """Arms as columns, or as rows where they are too many to stand beside each other."""
     if len(table.columns) <= COLUMNS:
         return table
-    heads = [": ".join(filter(None, [head.text, head.detail])) for head, _ in table.rows]
+    heads = [head for head, _ in table.rows]
     rows = [(Cell(name), [cells[place] for _, cells in table.rows]) for place, name in enumerate(table.columns)]
-    return Table(table.caption, heads, rows, across=True)
+    details = [head.detail for head in heads]
+    return Table(table.caption, [head.text for head in heads], rows, details=details, across=True)
 
 
 def laws_table(caption: str, measured: Measured) -> Table | None:

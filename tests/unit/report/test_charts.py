@@ -3,11 +3,13 @@
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from fake_comparisons import completed
 from fake_runs import write_run
 
 import mhc_train.report
@@ -23,17 +25,21 @@ DRAWINGS: dict[str, Callable[[Document], Chart | Omitted]] = {
     "loss": charts.loss,
     "loss-difference": charts.loss_difference,
     "gradient-norm": charts.gradient_norm,
-    "training-forward": lambda document: charts.gain_over_training(document, "forward"),
-    "training-backward": lambda document: charts.gain_over_training(document, "backward"),
-    **{key: lambda document, key=key: charts.over_depth(document, key) for key in charts.DEPTH_CHARTS},  # type: ignore[misc]
+    **{f"training-{key}": partial(charts.over_training, key=key) for key in charts.COURSES},
+    **{key: partial(charts.over_depth, key=key) for key in (charts.DEPTH_CHARTS | charts.LEDGER_CHARTS)},
 }
+OF_ONE_STREAM = ("energy", *charts.LEDGER_CHARTS)
 PATH_DRAWINGS = [key for key in DRAWINGS if key not in ("loss", "loss-difference", "gradient-norm")]
+
+
+def compared_of(paths: list[Path]) -> Document:
+    return completed(compare_runs(paths))
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Document:
     root = tmp_path_factory.mktemp("runs")
-    return compare_runs(
+    return compared_of(
         [
             write_run(root, "residual", losses=(8.3, 7.0, 6.25)),
             write_run(root, "hc", losses=(8.3, 6.9, 6.125), gain=1.5),
@@ -121,58 +127,59 @@ def test_only_arms_that_are_drawn_stand_in_the_legend(document: Document) -> Non
 
 
 def test_energy_is_per_stream(document: Document) -> None:
-    mhc = document["arms"][2]["measurements"][-1]["sublayers"]
+    mhc = document["arms"][2]["last"]["sublayers"]
     text = description(drawn(charts.over_depth(document, "energy")))
     assert f"mhc: {mhc[0]['energy_out']['mean'] / 4:.4g} at the first point" in text
 
 
 @pytest.mark.parametrize("key", PATH_DRAWINGS)
 def test_unmeasured_runs_have_no_empty_chart(tmp_path: Path, key: str) -> None:
-    document = compare_runs([write_run(tmp_path, kind, measurements=0) for kind in ("hc", "mhc")])
+    document = compared_of([write_run(tmp_path, kind, measurements=0) for kind in ("hc", "mhc")])
     drawing = DRAWINGS[key](document)
     assert isinstance(drawing, Omitted)
     assert "not measured" in drawing.reason
     assert charts.heat_maps(document) == []
 
 
-@pytest.mark.parametrize("key", [key for key in PATH_DRAWINGS if key != "energy"])
+@pytest.mark.parametrize("key", [key for key in PATH_DRAWINGS if key not in OF_ONE_STREAM])
 def test_single_streams_have_no_empty_chart(tmp_path: Path, key: str) -> None:
-    drawing = DRAWINGS[key](compare_runs([write_run(tmp_path, "residual")]))
+    drawing = DRAWINGS[key](compared_of([write_run(tmp_path, "residual")]))
     assert isinstance(drawing, Omitted)
     assert "single stream" in drawing.reason
 
 
 def test_a_single_measurement_is_no_curve(tmp_path: Path) -> None:
-    drawing = charts.gain_over_training(compare_runs([write_run(tmp_path, "mhc", measurements=1)]), "forward")
+    drawing = charts.over_training(compared_of([write_run(tmp_path, "mhc", measurements=1)]), "forward_gain")
     assert isinstance(drawing, Omitted)
 
 
 def test_runs_without_a_logged_value_are_said_to_have_none(tmp_path: Path) -> None:
     path = write_run(tmp_path, "mhc")
     (path / "metrics.jsonl").write_text("")
-    document = compare_runs([path])
+    document = compared_of([path])
     for key in ("loss", "gradient-norm", "loss-difference"):
         assert isinstance(DRAWINGS[key](document), Omitted)
 
 
 def test_numbers_that_are_not_finite_become_gaps_that_the_caption_names(document: Document) -> None:
-    hc = document["arms"][1]["measurements"][-1]
+    hc = document["arms"][1]["last"]
     for statistic in hc["composite"]["forward"][3]["forward_gain"]:
         hc["composite"]["forward"][3]["forward_gain"][statistic] = None
     chart = drawn(charts.over_depth(document, "composite-forward"))
     assert "hc is not finite at 1 of the points" in chart.caption
     assert "nan" not in chart.svg.lower()
-    assert "hc is not finite at 1 of the points" in drawn(charts.gain_over_training(document, "forward")).caption
+    document["arms"][1]["courses"][0]["points"][1]["forward_gain"] = None
+    assert "hc is not finite at 1 of the points" in drawn(charts.over_training(document, "forward_gain")).caption
 
 
 def test_large_ranges_have_a_logarithmic_axis(tmp_path: Path) -> None:
-    document = compare_runs([write_run(tmp_path, "hc", gain=3.0, sublayers=8)])
+    document = compared_of([write_run(tmp_path, "hc", gain=3.0, sublayers=8)])
     labels = words(drawn(charts.over_depth(document, "composite-forward")).svg)
     assert {"1", "10", "100", "1000"} <= set(labels)
 
 
 def test_tiny_deviations_are_not_magnified(tmp_path: Path) -> None:
-    document = compare_runs([write_run(tmp_path, "mhc", gain=1.0000001)])
+    document = compared_of([write_run(tmp_path, "mhc", gain=1.0000001)])
     labels = words(drawn(charts.over_depth(document, "sublayer-forward")).svg)
     assert "1.000" in labels
     assert not any("e" in label and label[0].isdigit() for label in labels)
@@ -197,7 +204,7 @@ def test_heat_maps_print_entries_and_sums(document: Document) -> None:
 
 def test_heat_maps_keep_rows_and_columns_apart(document: Document) -> None:
     matrix = [[0.9, -0.2], [0.3, None]]
-    document["arms"][2]["measurements"][-1]["sublayers"][0]["mean_maps"]["res"] = matrix
+    document["arms"][2]["last"]["sublayers"][0]["mean_maps"]["res"] = matrix
     (_, figures) = charts.heat_maps(document)[1]
     text = description(figures[0])
     assert "top to bottom: .900 \u2212.200; .300 n. f.." in text
@@ -277,6 +284,6 @@ def test_counts_in_short(value: float, text: str) -> None:
 
 def test_several_seeds_are_drawn_each_and_as_their_mean(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "mhc", seed, (8.0, 7.0, 6.0 + seed)) for seed in (0, 1)]
-    chart = drawn(charts.loss(compare_runs(paths)))
+    chart = drawn(charts.loss(compared_of(paths)))
     assert "mean over seeds" in chart.caption
     assert "6.5 at" in description(chart)

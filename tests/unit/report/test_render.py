@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_comparisons import completed
 from fake_runs import write_lines, write_run
-from pages import Page
+from pages import Page, without_script
 
 from mhc_train.report import summary as sentences
 from mhc_train.report import tables, words
@@ -20,16 +21,22 @@ from mhc_train.report.comparison import compare_runs
 from mhc_train.report.render import to_html, to_markdown, write_report
 
 Document = dict[str, Any]
-RESULTS, DIFFERENCES = "Loss, size, speed and memory", "Differences of validation loss, paired by seed"
+RESULTS, COSTS = "Losses at the end of training", "Size, speed and memory"
+DIFFERENCES = "Differences of validation loss with residual, paired by seed"
+OTHERS = "Differences of validation loss between the other arms, paired by seed"
 LAWS, PATH = (
-    "Laws of the residual path at the last measurement",
+    "Conservation scorecard: the laws of the residual path at the last measurement",
     "The residual path in numbers, at the last measurement",
 )
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)> & ```\n# | {{ 7 * 7 }} {% raw %}"
 
 
+def compared(paths: list[Path], **settings: Any) -> Document:
+    return completed(compare_runs(paths), **settings)
+
+
 def three(root: Path) -> Document:
-    return compare_runs(
+    return compared(
         [
             write_run(root, "residual", losses=(8.3, 7.0, 6.54400)),
             write_run(root, "hc", losses=(8.3, 6.9, 6.47820), gain=1.5),
@@ -39,42 +46,46 @@ def three(root: Path) -> Document:
 
 
 def one(root: Path) -> Document:
-    return compare_runs([write_run(root, "mhc")])
+    return compared([write_run(root, "mhc")])
 
 
 def unmeasured(root: Path) -> Document:
-    return compare_runs([write_run(root, kind, measurements=0, samples=[]) for kind in ("residual", "mhc")])
+    return compared([write_run(root, kind, measurements=0, samples=[]) for kind in ("residual", "mhc")])
 
 
 def six(root: Path) -> Document:
     configs = [{"connection": {"gate_init": 0.01 * number}} for number in range(1, 5)]
     variants = [write_run(root, "mhc", config=config) for config in configs]
-    return compare_runs([write_run(root, "residual"), write_run(root, "hc", gain=2.0, sublayers=8), *variants])
+    return compared([write_run(root, "residual"), write_run(root, "hc", gain=2.0, sublayers=8), *variants])
 
 
 def seeds(root: Path) -> Document:
     losses = {"residual": (3.0, 3.1, 3.2), "mhc": (2.9, 2.99, 3.11)}
-    return compare_runs(
+    return compared(
         [write_run(root, kind, seed, (8.0, 7.0, finals[seed])) for kind, finals in losses.items() for seed in range(3)]
     )
 
 
 def incomparable(root: Path) -> Document:
-    return compare_runs([write_run(root, "residual"), write_run(root, "mhc", losses=(8.0, 7.0, 6.0, 5.0))])
+    document = compared([write_run(root, "residual"), write_run(root, "mhc", losses=(8.0, 7.0, 6.0, 5.0))])
+    row = next(row for row in document["requirements"] if row["name"] == "token budget")
+    row["values"] = [{"runs": ["mhc"], "value": "61440"}]
+    return document
 
 
 def not_finite(root: Path) -> Document:
     """Every number of the residual path, and every loss but the first, became null."""
-    document = compare_runs([write_run(root, "residual"), write_run(root, "hc")])
+    document = compared([write_run(root, "residual"), write_run(root, "hc")])
     arm = document["arms"][1]
-    arm["measurements"] = json.loads(re.sub(r"-?\d+\.\d+(e-?\d+)?", "null", json.dumps(arm["measurements"])))
+    for key in ("last", "courses"):
+        arm[key] = json.loads(re.sub(r"-?\d+\.\d+(e-?\d+)?", "null", json.dumps(arm[key])))
     arm |= dict.fromkeys(("train_loss", "val_loss", "val_bpb", "tokens_per_second", "relative_step_time"))
     return document
 
 
 def hostile(root: Path) -> Document:
     samples = [{"prompt": HOSTILE, "continuation": HOSTILE}]
-    document = compare_runs([write_run(root, kind, samples=samples, overrides=(HOSTILE,)) for kind in ("hc", "mhc")])
+    document = compared([write_run(root, kind, samples=samples, overrides=(HOSTILE,)) for kind in ("hc", "mhc")])
     document["data"]["attribution"] = document["environment"]["command"] = HOSTILE
     renamed = json.dumps(document).replace('"name": "mhc"', f'"name": {json.dumps(HOSTILE)}')
     renamed = renamed.replace('"mhc":', f"{json.dumps(HOSTILE)}:").replace('"b": "mhc"', f'"b": {json.dumps(HOSTILE)}')
@@ -121,14 +132,13 @@ def case(request: pytest.FixtureRequest, cases: Cases) -> Case:
 
 
 def test_the_page_is_well_formed_and_loads_nothing(case: Case) -> None:
-    text, page = case.html, case.page
+    text = without_script(case.html)
+    page = Page(text)
     assert not {"script", "link", "iframe", "img", "object", "image"} & {tag for tag, _ in page.elements}
     assert not [
         name for _, attributes in page.elements for name in attributes if name == "src" or name.startswith("on")
     ]
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
-    (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv")]
-    assert policy is not None and policy.startswith("default-src 'none'")
     for link in page.values("href"):
         assert link.startswith(("#", "https://arxiv.org/"))
 
@@ -180,7 +190,7 @@ def test_every_arm_is_named_everywhere(case: Case) -> None:
 # ---------------------------------------------------------------- what is written
 
 
-def test_three_files_are_written_with_the_same_bytes_every_time(cases: Cases, tmp_path: Path) -> None:
+def test_the_files_are_written_with_the_same_bytes_every_time(cases: Cases, tmp_path: Path) -> None:
     document = cases("three").document
     page = write_report(document, tmp_path / "report")
     assert page == tmp_path / "report" / "report.html"
@@ -201,10 +211,10 @@ def test_numbers_are_those_of_the_run_files(cases: Cases) -> None:
         assert page.row(RESULTS, "bits per byte")[column] == f"{lines[-1]['val_bpb']:.4f}"
         assert page.row(RESULTS, "training loss")[column] == f"{lines[-1]['train_loss']:.4f}"
         rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
-        assert float(page.row(RESULTS, "tokens per second")[column]) == pytest.approx(sum(rates) / 2, abs=0.5)
-        assert page.row(RESULTS, "peak memory")[column] == f"{status['peak_memory'] / 2**20:.1f}\u00a0MiB"
-    assert page.row(RESULTS, "parameters") == ["1\u00a0M", "1.35\u00a0M", "1.35\u00a0M"]
-    assert page.row(RESULTS, "of them in the residual path") == ["0", "350\u00a0k", "350\u00a0k"]
+        assert float(page.row(COSTS, "tokens per second")[column]) == pytest.approx(sum(rates) / 2, abs=0.5)
+        assert page.row(COSTS, "peak memory")[column] == f"{status['peak_memory'] / 2**20:.1f}\u00a0MiB"
+    assert page.row(COSTS, "parameters") == ["1\u00a0M", "1.35\u00a0M", "1.35\u00a0M"]
+    assert page.row(COSTS, "of them in the residual path") == ["0", "350\u00a0k", "350\u00a0k"]
     assert page.row(PATH, "composite forward gain") == ["1.000", f"{1.5**4:.3f}", "1.000"]
     assert page.row(PATH, "composite difference gain")[2] == f"{0.4**4:.5f}"
 
@@ -221,7 +231,7 @@ def summary(document: Document) -> str:
 
 
 def path_summary(document: Document) -> dict[str, str]:
-    return dict(sentences.path_summary(document["arms"]))
+    return dict(sentences.path_summary(document))
 
 
 def test_one_seed_settles_nothing(cases: Cases) -> None:
@@ -232,7 +242,8 @@ def test_one_seed_settles_nothing(cases: Cases) -> None:
         in text
     )
     assert "One seed settles nothing" in text
-    assert [row[2] for row in page.tables[DIFFERENCES][1:]] == ["one seed: settles nothing"] * 3
+    assert [row[2] for row in page.tables[DIFFERENCES][1:]] == ["one seed: settles nothing"] * 2
+    assert [row[2] for row in page.tables[OTHERS][1:]] == ["one seed: settles nothing"]
     for claim in ("win", "wins", "winner", "better", "best", "outperform"):
         assert not re.search(rf"\b{claim}\b", page.text + cases("three").markdown, re.IGNORECASE)
 
@@ -240,13 +251,14 @@ def test_one_seed_settles_nothing(cases: Cases) -> None:
 def test_several_seeds_with_an_interval(cases: Cases) -> None:
     document, page = cases("seeds").document, cases("seeds").page
     text = summary(document)
-    assert "leaves zero out" in text and "settles nothing" not in text
+    assert "mhc is lower than residual: \u22120.1000 nats (\u22123.23\u00a0%), 95 % interval" in text
+    assert "settles nothing" not in text
     (row,) = page.tables[DIFFERENCES][1:]
     low, high = document["differences"][0]["interval"]
     assert row[:3] == ["mhc \u2212 residual", "\u22120.1000", "mhc is lower"]
     assert row[3] == f"{low:+.4f} to {high:+.4f}".replace("-", "\u2212")
     assert page.row(RESULTS, "seeds") == ["0, 1 and 2"] * 2
-    assert [row[1:] for row in page.tables[RESULTS][2:5]] == [
+    assert [row[1:] for row in page.tables[RESULTS][3:6]] == [
         ["3.0000", "2.9000"],
         ["3.1000", "2.9900"],
         ["3.2000", "3.1100"],
@@ -255,14 +267,16 @@ def test_several_seeds_with_an_interval(cases: Cases) -> None:
 
 def test_an_interval_that_holds_zero_is_no_difference(tmp_path: Path) -> None:
     finals = {"residual": (3.0, 3.1), "mhc": (2.9, 3.19)}
-    document = compare_runs(
+    document = compared(
         [
             write_run(tmp_path, kind, seed, (8.0, loss))
             for kind, each in finals.items()
             for seed, loss in enumerate(each)
         ]
     )
-    assert "no difference is shown" in summary(document)
+    text = summary(document)
+    assert "Between mhc and residual: no difference shown (" in text
+    assert "3 more seeds an arm would be needed to see 0.5 %" in text
 
 
 def test_runs_that_are_not_comparable_are_not_ranked(cases: Cases) -> None:
@@ -277,11 +291,11 @@ def test_what_must_agree_is_shown_whole(cases: Cases) -> None:
     document = cases("incomparable").document
     rows = cases("incomparable").page.tables["What must agree between runs"][1:]
     assert len(rows) == len(document["requirements"])
-    assert ["token budget", "\u2717different", "one was trained on more text", "losses"] in rows
+    assert ["token budget", "\u2717different", "one was trained on more text", "mhc: 61440"] in rows
 
 
 def test_what_limits_the_reading_is_told_of_comparable_runs(tmp_path: Path) -> None:
-    document = compare_runs([write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", environment={"threads": 8})])
+    document = compared([write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", environment={"threads": 8})])
     limit = "hardware (different: speeds and memory are not comparable)"
     assert limit in Page(to_html(document)).text and limit in to_markdown(document)
     assert "the hardware or its settings were not the same" in summary(document)
@@ -291,7 +305,7 @@ def test_a_single_run_is_reported_without_a_comparison(cases: Cases) -> None:
     page = cases("one").page
     assert "nothing is compared" in page.text
     assert DIFFERENCES not in page.tables
-    assert "No chart \u201cValidation loss relative to the first arm\u201d: there is only one arm." in page.text
+    assert "No chart \u201cLoss gap against the reference\u201d: there is only one arm." in page.text
 
 
 def test_verdicts_are_words_with_the_worst_place(cases: Cases) -> None:
@@ -318,7 +332,7 @@ def test_collapse_behind_a_perfect_gain_is_told(cases: Cases) -> None:
 
 def test_streams_that_are_copies_are_told(cases: Cases) -> None:
     document = copy.deepcopy(cases("one").document)
-    document["arms"][0]["measurements"][-1]["sublayers"][-1]["stream_difference"]["median"] = 1.2e-5
+    document["arms"][0]["last"]["sublayers"][-1]["stream_difference"]["median"] = 1.2e-5
     assert "nearly copies of each other (0.0012 % of their energy" in path_summary(document)["mhc"]
 
 
@@ -337,7 +351,7 @@ def test_unmeasured_paths_are_told(cases: Cases) -> None:
 
 
 def test_a_run_that_was_not_measured_beside_one_that_was(tmp_path: Path) -> None:
-    document = compare_runs([write_run(tmp_path, "hc", measurements=0), write_run(tmp_path, "mhc")])
+    document = compared([write_run(tmp_path, "hc", measurements=0), write_run(tmp_path, "mhc")])
     page = Page(to_html(document))
     assert page.row(LAWS, "mass") == ["not measured", "\u2713ok"]
     assert page.row(PATH, "streams") == ["not measured", "4"]
@@ -354,14 +368,14 @@ def test_hostile_text_stays_text(cases: Cases) -> None:
 
 def test_commands_survive_the_shell(tmp_path: Path) -> None:
     overrides = ("connection=mhc", "name=it's a name", "data.path=/a b/*.txt")
-    document = compare_runs([write_run(tmp_path, "mhc", overrides=overrides)])
+    document = compared([write_run(tmp_path, "mhc", overrides=overrides)])
     fit, compare = tables.commands(document)
     assert shlex.split(fit["command"]) == ["mhc-train", "fit", *overrides]
     assert shlex.split(compare["command"]) == ["mhc-train", "compare", *document["arms"][0]["runs"]]
 
 
 def test_a_run_without_overrides_has_no_invented_command(tmp_path: Path) -> None:
-    text = Page(to_html(compare_runs([write_run(tmp_path, "mhc", overrides=())]))).text
+    text = Page(to_html(compared([write_run(tmp_path, "mhc", overrides=())]))).text
     assert "has no overrides on record" in text
     assert "mhc-train fit " not in text.partition("How to reproduce")[2].partition("Software and hardware")[0]
 
@@ -369,7 +383,7 @@ def test_a_run_without_overrides_has_no_invented_command(tmp_path: Path) -> None
 def test_a_loss_that_was_never_logged(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc")]
     write_lines(paths[1] / "metrics.jsonl", [{"step": 0, "tokens": 0}])
-    document = compare_runs(paths)
+    document = compared(paths)
     assert Page(to_html(document)).row(RESULTS, "validation loss")[1] == words.MISSING
 
 
