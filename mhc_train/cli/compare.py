@@ -10,7 +10,7 @@ from mhc_train.cli.options import ConfigDir, ConfigName, Json, complete_override
 if TYPE_CHECKING:
     from mhc_train.runs import Run
 
-BULKY = ("curves", "measurements", "samples")
+BULKY = ("curves", "last", "courses", "samples")
 
 
 def compare(
@@ -124,7 +124,7 @@ def _print_summary(document: dict[str, Any], page: Path) -> None:
 
     rows = []
     for arm in document["arms"]:
-        last = arm["measurements"][-1] if arm["measurements"] else None
+        last = arm["last"]
         gains = [row["forward_gain"]["max"] for row in last["composite"]["forward"]] if last else []
         gain = None if not gains or None in gains else max(gains)
         rows.append(
