@@ -154,7 +154,9 @@ def _laws(records: list[RunRecord]) -> list[dict[str, Any]]:
     """Every law as the seed that keeps it least well has it at its last measurement, with each seed's verdict."""
     measured = {record.status.get("seed"): record.measurements[-1]["laws"] for record in records if record.measurements}
     names = dict.fromkeys(row["law"] for rows in measured.values() for row in rows)
-    return [_law([(seed, row) for seed, rows in measured.items() for row in rows if row["law"] == law]) for law in names]
+    return [
+        _law([(seed, row) for seed, rows in measured.items() for row in rows if row["law"] == law]) for law in names
+    ]
 
 
 def _law(found: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:

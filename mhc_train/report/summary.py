@@ -68,7 +68,9 @@ def _tuning(document: Document) -> list[str]:
     edges = [" ".join(row["arm"]) or "the defaults" for row in document["tuning"] if row["edge"]]
     text = f"{keys} was tuned for each arm"
     if edges:
-        return [f"{text}; for {named(edges)} the chosen value is at the edge of what was tried: a better may lie beyond."]
+        return [
+            f"{text}; for {named(edges)} the chosen value is at the edge of what was tried: a better may lie beyond."
+        ]
     return [f"{text}, and no chosen value is at the edge of what was tried."]
 
 
@@ -88,7 +90,11 @@ def _loss(document: Document) -> list[str]:
         return missing
     best = ranked[0]
     lead = f"The lowest {_mean(document)}validation loss is that of {best['name']}, {loss(best['val_loss'])} nats per token"
-    return [*missing, f"{lead}{_margin(best, ranked[1], document['reference'], arms)}.", *_certainty(document, best["name"])]
+    return [
+        *missing,
+        f"{lead}{_margin(best, ranked[1], document['reference'], arms)}.",
+        *_certainty(document, best["name"]),
+    ]
 
 
 def _mean(document: Document) -> str:
@@ -130,8 +136,11 @@ def _shown(row: Document) -> str:
 def _counted(rows: list[Document], reference: str) -> list[str]:
     """The same of many arms: which are shown to differ, and of how many nothing is shown."""
     lower, higher = ([row["b"] for row in rows if row["verdict"] == verdict] for verdict in ("lower", "higher"))
-    shown = [f"{named(names)} {'is' if len(names) == 1 else 'are'} {word} than {reference}" for names, word in
-             ((lower, "lower"), (higher, "higher")) if names]
+    shown = [
+        f"{named(names)} {'is' if len(names) == 1 else 'are'} {word} than {reference}"
+        for names, word in ((lower, "lower"), (higher, "higher"))
+        if names
+    ]
     rest = len(rows) - len(lower) - len(higher)
     sentences = [f"Corrected for {len(rows)} differences, {listed(shown)}."] if shown else []
     return sentences + ([f"For {many(rest, 'arm')} no difference from {reference} is shown."] if rest else [])

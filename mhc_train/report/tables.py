@@ -124,7 +124,9 @@ def results(document: Document) -> Table:
         _row("training tokens", "", arms, lambda arm: count(arm["tokens"])),
     ]
     if any(len(arm["seeds"]) > 1 for arm in arms):
-        spread = _row("standard deviation", "of the validation loss over seeds", arms, lambda arm: _sd(arm["val_loss_sd"]))
+        spread = _row(
+            "standard deviation", "of the validation loss over seeds", arms, lambda arm: _sd(arm["val_loss_sd"])
+        )
         rows[1:1] = [spread, *(_by_seed(arms, seed) for seed in document["seeds"])]
     return oriented(Table("Losses at the end of training", [arm["name"] for arm in arms], rows, arms=True))
 
@@ -145,7 +147,9 @@ def stability(document: Document) -> Table:
             lambda arm: str(arm["spikes"]["steps"]),
         ),
         _row("worst spike", "standard deviations", arms, lambda arm: _known(arm["spikes"]["worst"])),
-        _row("gradient norm", "median of logged steps", arms, lambda arm: _known((arm["grad_norm"] or {}).get("median"))),
+        _row(
+            "gradient norm", "median of logged steps", arms, lambda arm: _known((arm["grad_norm"] or {}).get("median"))
+        ),
         _row("largest gradient norm", "of logged steps", arms, lambda arm: _known((arm["grad_norm"] or {}).get("max"))),
         _row("skipped updates", "not finite", arms, lambda arm: str(arm["skipped"])),
         _row("runs that did not finish", "", arms, lambda arm: str(len(arm["failed"]))),
@@ -228,7 +232,9 @@ def _budget(row: Document) -> str:
 def _at_budget(row: Document, name: str) -> Cell:
     found = next((each for each in row["differences"] if each["b"] == name), None)
     value = row["losses"][name]
-    return Cell("none" if value is None else loss(value), f"{signed(found['mean'])}; {found['verdict']}" if found else "")
+    return Cell(
+        "none" if value is None else loss(value), f"{signed(found['mean'])}; {found['verdict']}" if found else ""
+    )
 
 
 def scorecard(document: Document) -> Table | None:

@@ -115,7 +115,9 @@ def over_training(document: Document, key: str) -> Chart | Omitted:
     caption = course.caption + (" Thick: mean over seeds; thin: each seed." if several else "")
     caption += gaps((document["arms"][index]["name"], _missing(document["arms"][index], key)) for index in runs)
     curves = {index: mean_curve(each) for index, each in runs.items()}
-    return _chart(document, f"training-{key.partition('_')[0]}", course.title, caption, draw, curves, f"{course.title}.", "steps")
+    return _chart(
+        document, f"training-{key.partition('_')[0]}", course.title, caption, draw, curves, f"{course.title}.", "steps"
+    )
 
 
 @dataclass(frozen=True)

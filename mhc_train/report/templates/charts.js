@@ -78,6 +78,7 @@
     if (!open) return;
     open.guide.replaceChildren();
     open.tip.hidden = true;
+    open.stop = open.data.x.length;
     open = null;
     live.textContent = "";
   }

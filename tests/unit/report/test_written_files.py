@@ -56,7 +56,10 @@ def test_curves_are_a_row_a_number(document: Document, written: Path) -> None:
     found = rows(written / "curves.csv")
     hc = [row for row in found if row["arm"] == "hc" and row["seed"] == "1"]
     losses = [(int(row["step"]), int(row["tokens"]), float(row["value"])) for row in hc if row["metric"] == "val_loss"]
-    lines = [json.loads(line) for line in (Path(document["arms"][1]["runs"][1]) / "metrics.jsonl").read_text().split("\n")[:-1]]
+    lines = [
+        json.loads(line)
+        for line in (Path(document["arms"][1]["runs"][1]) / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
     assert losses == [(line["step"], line["tokens"], line["val_loss"]) for line in lines]
     gains = [row for row in hc if row["metric"] == "composite_forward_gain"]
     assert [(row["step"], row["tokens"]) for row in gains] == [("0", ""), ("10", "")]
