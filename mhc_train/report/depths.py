@@ -9,8 +9,8 @@ from mhc_train.files import write_text
 from mhc_train.report.charts import Chart, look
 from mhc_train.report.charts.curves import ends, thick
 from mhc_train.report.charts.drawing import Legend, chart, scale
-from mhc_train.report.diagnosis import Section
 from mhc_train.report.charts.readout import Trace
+from mhc_train.report.diagnosis import Section
 from mhc_train.report.page import Cell, Table, environment
 from mhc_train.report.readings import AMPLIFIER, DEPTH_COLUMNS, depth_rows
 from mhc_train.report.words import SYMBOLS, Number, listed, number

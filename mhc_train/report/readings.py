@@ -32,7 +32,7 @@ def largest(entries: list[dict[str, Any]], measure: str) -> Number:
 
 
 def prominent(document: Document) -> set[int]:
-    """The arms that charts show in full strength: all, or of many the reference and those of lowest and highest loss."""
+    """The arms that charts show in full strength: all, or of many the reference, lowest and highest losses."""
     arms = document["arms"]
     if len(arms) <= MANY:
         return set(range(len(arms)))

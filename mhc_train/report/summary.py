@@ -89,16 +89,13 @@ def _loss(document: Document) -> list[str]:
     if len(ranked) < 2:
         return missing
     best = ranked[0]
-    lead = f"The lowest {_mean(document)}validation loss is that of {best['name']}, {loss(best['val_loss'])} nats per token"
+    kind = "mean validation loss" if len(document["seeds"]) > 1 else "validation loss"
+    lead = f"The lowest {kind} is that of {best['name']}, {loss(best['val_loss'])} nats per token"
     return [
         *missing,
         f"{lead}{_margin(best, ranked[1], document['reference'], arms)}.",
         *_certainty(document, best["name"]),
     ]
-
-
-def _mean(document: Document) -> str:
-    return "mean " if len(document["seeds"]) > 1 else ""
 
 
 def _margin(best: Document, second: Document, reference: str, arms: list[Document]) -> str:

@@ -1,4 +1,4 @@
-"""The charts of the reports: inline SVG, whole without scripts, equal bytes for equal numbers, for light and dark pages.
+"""The charts of the reports: inline SVG, whole without scripts, equal bytes for equal numbers, light and dark.
 
 An arm or a model keeps its colour, line style and marker through all charts. A chart of a comparison with nothing to
 show is an `Omitted`, which says why.

@@ -18,8 +18,8 @@ Points = Sequence[Any]
 """Pairs (x, y): tuples, or lists where the document was read from a file."""
 
 
-def over_seeds(axes: Axes, runs: list[Points], style: Look) -> None:
-    """One run: a thick line with markers. Several: a thin line each, and their mean thick. In the background: one line."""
+def over_seeds(axes: Axes, runs: Sequence[Points], style: Look) -> None:
+    """One run: a thick line with markers. Several: a thin line each, their mean thick. In the background: the mean."""
     if len(runs) > 1 and not style.quiet:
         for run in runs:
             thin(axes, run, style, 0.7)
@@ -58,7 +58,7 @@ def thinned(points: Points, spans: int = SPANS) -> list[Any]:
     return kept
 
 
-def mean_curve(runs: list[Points]) -> list[Any]:
+def mean_curve(runs: Sequence[Points]) -> list[Any]:
     """Mean over runs wherever all of them have a point."""
     tables = [by_x(run) for run in runs]
     common = sorted(set.intersection(*map(set, tables))) if tables else []

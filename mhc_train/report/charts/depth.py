@@ -201,13 +201,13 @@ LEDGER_CHARTS = {
     ),
     "ledger-injected": _share(
         "Energy ledger: injected by the sublayer",
-        "The share that the sublayer\u2019s output brought. What is missing from 1, or too much, is the cross term of both.",
+        "The share that the sublayer\u2019s output brought; what is missing from 1, or too much, is the cross term.",
         "energy_injected",
         "energy_out",
     ),
     "ledger-mixer": _share(
         "Gradient ledger: through the mixer",
-        "Of the gradient\u2019s energy before a sublayer, the share that came back through the mixer, mean over tokens.",
+        "Of the gradient\u2019s energy before a sublayer, the share that came through the mixer, mean over tokens.",
         "gradient_mixer",
         "gradient_out",
     ),

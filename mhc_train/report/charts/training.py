@@ -1,6 +1,6 @@
 """What training did: losses, gradient norms, and the composite gain from measurement to measurement."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ def _chart(
     title: str,
     caption: str,
     draw: Callable[[Axes], None],
-    curves: dict[int, Points],
+    curves: Mapping[int, Points],
     reading: str,
     unit: str = "tokens",
 ) -> Chart:

@@ -1,4 +1,4 @@
-"""The whole document of a comparison, completed by hand where `compare_runs` has no such numbers for runs that are made up."""
+"""The whole document of a comparison, completed by hand with what made-up runs do not give."""
 
 from itertools import combinations
 from typing import Any
