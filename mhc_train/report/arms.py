@@ -2,9 +2,9 @@
 
 import statistics
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Any
 
+from mhc_train.report.budgets import seconds
 from mhc_train.report.collect import Arm, RunRecord
 from mhc_train.report.readings import VERDICTS, largest
 from mhc_train.report.words import Number
@@ -45,14 +45,14 @@ def describe(arm: Arm, first: Arm) -> dict[str, Any]:
 
     Means, medians and curves are of the runs that finished; an arm of which none did has nulls in their place.
     """
-    status = [*arm.records, *arm.failed][0].status
+    status = arm.runs[0].status
     parameters = status.get("parameters") or {}
     finished = arm.records[0] if arm.records else None
     speed, base_speed = _speed(arm), _speed(first)
     return {
         "name": arm.name,
         "runs": [str(record.path) for record in arm.records],
-        "overrides": [_overrides(record) for record in arm.records],
+        "overrides": [record.overrides for record in arm.records],
         "seeds": [record.status.get("seed") for record in arm.records],
         "failed": [_failure(record) for record in arm.failed],
         "steps": finished and finished.status.get("steps"),
@@ -62,7 +62,7 @@ def describe(arm: Arm, first: Arm) -> dict[str, Any]:
         "flops_per_token": status.get("flops_per_token"),
         "tokens_per_second": speed,
         "relative_step_time": base_speed / speed if speed and base_speed else None,
-        "seconds": _reduced(statistics.median, map(seconds, arm.records)),
+        "seconds": _reduced(statistics.median, map(_trained, arm.records)),
         "peak_memory": _reduced(max, (record.status.get("peak_memory") for record in arm.records)),
         "peak_memory_counted": status.get("peak_memory_counted"),
         "train_loss": arm.mean("train_loss"),
@@ -86,14 +86,10 @@ def describe(arm: Arm, first: Arm) -> dict[str, Any]:
     }
 
 
-def seconds(record: RunRecord) -> float | None:
-    """How long a run trained, without validation: its tokens at the speed logged for each stretch of them."""
-    stretches = [
-        (after["tokens"] - before["tokens"]) / after["tokens_per_second"]
-        for before, after in pairwise(record.metrics)
-        if after.get("tokens_per_second")
-    ]
-    return sum(stretches) if stretches else None
+def _trained(record: RunRecord) -> float | None:
+    """How long a run trained, in seconds."""
+    spent = seconds(record)
+    return None if spent is None else float(spent[1][-1])
 
 
 def _failure(record: RunRecord) -> dict[str, Any]:
@@ -166,8 +162,3 @@ def _law(found: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
 
 def _speed(arm: Arm) -> float | None:
     return _reduced(statistics.median, (record.tokens_per_second for record in arm.records))
-
-
-def _overrides(record: RunRecord) -> list[str]:
-    path = record.path / "overrides.txt"
-    return path.read_text().split("\n")[:-1] if path.exists() else []

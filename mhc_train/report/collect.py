@@ -1,25 +1,32 @@
-"""Reads finished runs into arms: everything that a report shows comes from a run directory's own files."""
+"""Reads runs that have ended into arms: everything that a report shows comes from a run directory's own files."""
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mhc_train.config.compose import flatten
-from mhc_train.errors import CheckpointError
+from mhc_train.errors import CheckpointError, ConfigError
 from mhc_train.files import read_json_lines
 from mhc_train.runs import Run, find_run
 
 MOVED = ("stream_difference", "effective_streams", "stream_cosine")
 """Measurements that are of the streams after a sublayer, and were of those before it in lines without a version."""
+SEEDS = ("seed", "data.seed")
+"""Configuration keys in which the replicates of one arm may differ."""
+NO_PART = ("name", "runs_dir")
+"""Configuration keys without a bearing on a training; the tracker's are others."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run as its files tell it."""
+    """One run that has ended, as its files tell it."""
 
     path: Path
     config: dict[str, Any]
@@ -28,15 +35,27 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     measurements: list[dict[str, Any]]
     samples: list[dict[str, str]]
+    overrides: list[str] = field(default_factory=list)
+    """What was typed."""
+
+    @property
+    def seed(self) -> int:
+        """Of the weights; runs of two arms are paired by it."""
+        return int(self.status["seed"])
+
+    @property
+    def failed(self) -> bool:
+        """Whether the training broke off."""
+        return self.status.get("status") == "failed"
 
     def curve(self, key: str) -> list[tuple[int, float]]:
         """(tokens, value) of every logged step that has `key`."""
         return [(line["tokens"], line[key]) for line in self.metrics if line.get(key) is not None]
 
     def final(self, key: str) -> float | None:
-        """The last logged value of `key`."""
-        values = self.curve(key)
-        return values[-1][1] if values else None
+        """The last logged value of `key`; null if that is not finite, or the training failed."""
+        values = [line[key] for line in self.metrics if key in line]
+        return values[-1] if values and not self.failed else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -47,44 +66,92 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seeds alone; at least one, finished or failed."""
 
     name: str
     records: list[RunRecord] = field(default_factory=list)
+    """Those that finished: every mean is over them."""
     failed: list[RunRecord] = field(default_factory=list)
-    """Runs that did not finish; no number of theirs is in a mean."""
+    """Those that did not; no number of theirs is in a mean."""
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """All of them, the finished ones first."""
+        return [*self.records, *self.failed]
 
     def mean(self, key: str) -> float | None:
-        """Mean over seeds of the final value of `key`; null if a run lacks it."""
-        values = [record.final(key) for record in self.records]
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if known and len(known) == len(values) else None
+        """Mean over seeds of the final value of `key`; null if a finished run lacks it, or none finished."""
+        known = self.by_seed(key)
+        return statistics.fmean(known.values()) if known and len(known) == len(self.records) else None
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """The final value of `key` by seed, where there is one."""
+        values = {record.seed: record.final(key) for record in self.records}
+        return {seed: value for seed, value in values.items() if value is not None}
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run directory.
+    """Read the directory of a run that is done or failed.
 
     Raises:
-        CheckpointError: it is none, or its training did not finish.
+        CheckpointError: it is none, its training has not ended, or its files are damaged.
     """
     run = find_run(path)
-    status = run.status()
-    if status.get("status") != "done":
+    try:
+        record = _record(run)
+        _check_ended(record)
+        _check_whole(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise CheckpointError(
-            f"{path}: the training is {status.get('status', 'not there')}, not done. "
-            f"Finish it with `mhc-train fit --resume {path}`."
-        )
+            f"{path}: its files are damaged ({error!r}). Put them back from a copy, or leave this run out."
+        ) from error
+    return record
+
+
+def _record(run: Run) -> RunRecord:
     config = OmegaConf.to_container(OmegaConf.load(run.config))
-    assert isinstance(config, dict)
+    if not isinstance(config, dict):
+        raise ValueError("config.yaml has no keys")
+    typed = run.path / "overrides.txt"
     return RunRecord(
-        path=path,
+        path=run.path,
         config={str(key): value for key, value in config.items()},
-        status=status,
+        status={"seed": config["seed"]} | run.status(),
         environment=run.environment(),
         metrics=read_json_lines(run.metrics),
         measurements=[_comparable(line) for line in read_json_lines(run.measurements)],
         samples=_samples(run),
+        overrides=typed.read_text().split("\n")[:-1] if typed.exists() else [],
     )
+
+
+def _check_ended(record: RunRecord) -> None:
+    state = record.status.get("status", "not there")
+    if state not in ("done", "failed"):
+        raise CheckpointError(
+            f"{record.path}: the training is {state}, neither done nor failed. "
+            f"Finish it with `mhc-train fit --resume {record.path}`."
+        )
+
+
+def _check_whole(record: RunRecord) -> None:
+    """Refuse a run without the facts that a comparison cannot do without, or without its end.
+
+    Raises:
+        CheckpointError: as said.
+    """
+    needed = ("parameters", "flops_per_token", *(() if record.failed else ("steps", "peak_memory")))
+    lacking = [key for key in needed if key not in record.status]
+    if lacking:
+        raise CheckpointError(
+            f"{record.path}: status.json lacks {', '.join(lacking)}. Put it back from a copy, or leave this run out."
+        )
+    last = max((line.get("step", 0) for line in record.metrics), default=None)
+    if not record.failed and last != record.status["steps"]:
+        raise CheckpointError(
+            f"{record.path}: metrics.jsonl ends at step {last} of {record.status['steps']}. Put it back from a copy, "
+            "or leave this run out."
+        )
 
 
 def _comparable(measurement: dict[str, Any]) -> dict[str, Any]:
@@ -95,22 +162,41 @@ def _comparable(measurement: dict[str, Any]) -> dict[str, Any]:
     return measurement | {"sublayers": rows}
 
 
-def group_arms(records: list[RunRecord]) -> list[Arm]:
-    """Runs with equal configurations but for seed and name form an arm, in the order in which they were given."""
+def group_arms(records: Sequence[RunRecord]) -> list[Arm]:
+    """Runs with equal configurations but for seeds and name form an arm, in the order in which they were given.
+
+    Of a failed and a finished run with the same seed, the finished one counts.
+
+    Raises:
+        ConfigError: two finished runs of an arm have the same seed.
+    """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(json.dumps(_identity(record), sort_keys=True), []).append(record)
     members = list(groups.values())
-    return [Arm(name, group) for name, group in zip(_names(members), members, strict=True)]
+    return [_arm(name, group) for name, group in zip(_names(members), members, strict=True)]
+
+
+def _arm(name: str, group: list[RunRecord]) -> Arm:
+    finished: dict[int, RunRecord] = {}
+    for record in group:
+        if not record.failed and finished.setdefault(record.seed, record) is not record:
+            raise ConfigError(
+                f"{finished[record.seed].path} and {record.path} are both {name} with seed {record.seed}: one "
+                "replicate would count twice. Leave one out; replicates differ in seed, and may in data.seed besides."
+            )
+    failed = {record.seed: record for record in group if record.seed not in finished}
+    return Arm(name, list(finished.values()), list(failed.values()))
 
 
 def _identity(record: RunRecord) -> dict[str, Any]:
-    return {key: value for key, value in record.config.items() if key not in ("seed", "name", "runs_dir", "tracker")}
+    flat = flatten(record.config)
+    return {key: value for key, value in flat.items() if key not in SEEDS + NO_PART and not key.startswith("tracker.")}
 
 
 def _names(groups: list[list[RunRecord]]) -> list[str]:
     """The connection's label, with whatever else differs between arms of the same label."""
-    configs = [flatten(_identity(group[0])) for group in groups]
+    configs = [_identity(group[0]) for group in groups]
     names = []
     for config in configs:
         title = _title(config)

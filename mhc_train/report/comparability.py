@@ -1,10 +1,15 @@
 """Whether runs may be compared: what must be the same, what is, and what follows where it is not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mhc_train.report.collect import Arm, RunRecord
+from mhc_train.config.compose import flatten
+from mhc_train.report.collect import SEEDS, Arm, RunRecord
+from mhc_train.report.words import listed
+
+HASH = 12
+"""Characters of a hash that are shown."""
 
 
 @dataclass(frozen=True)
@@ -13,19 +18,31 @@ class Requirement:
 
     name: str
     read: Callable[[RunRecord], Any]
+    """What a run has; a dictionary is compared key by key; None is unknown."""
     matters: str
     decisive: bool = True
     """Whether a difference makes the losses not comparable; otherwise it only limits what may be read off."""
-    per_seed: bool = False
-    """Whether it may differ between seeds, and must agree only within one."""
+    besides: str = ""
+    """What can be said where it differs."""
+    at_end: bool = False
+    """Whether only a run that finished has it."""
+    within: Callable[[RunRecord], Hashable] = lambda record: None
+    """It must agree only between runs that have this in common."""
+    follows: tuple[str, ...] = ()
+    """Configuration keys, or sections, that it cannot but follow; where arms differ in one on purpose, it decides
+    nothing."""
 
 
-def _config(*keys: str) -> Callable[[RunRecord], Any]:
+def _status(key: str) -> Callable[[RunRecord], Any]:
+    return lambda record: record.status.get(key)
+
+
+def _section(name: str, *keys: str) -> Callable[[RunRecord], Any]:
+    """A section of the configuration as dotted keys, or these keys of it; None if there is none."""
+
     def read(record: RunRecord) -> Any:
-        value: Any = record.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        flat = flatten({name: record.config.get(name) or {}})
+        return {key: value for key, value in flat.items() if not keys or key in keys} or None
 
     return read
 
@@ -33,66 +50,158 @@ def _config(*keys: str) -> Callable[[RunRecord], Any]:
 def _code(record: RunRecord) -> Any:
     """Version and commit; unknown where uncommitted changes were run, since they leave no trace."""
     git = record.environment.get("git")
-    if git is not None and not git["clean"]:
+    if not record.environment or (git is not None and not git["clean"]):
         return None
-    return [record.environment.get("mhc_train"), git and git["commit"]]
+    return {"version": record.environment.get("mhc_train"), "commit": git and git["commit"]}
+
+
+def _hardware(record: RunRecord) -> Any:
+    keys = ("processor", "accelerator", "threads", "torch")
+    return {key: record.environment.get(key) for key in keys} if record.environment else None
 
 
 REQUIREMENTS = (
-    Requirement("validation set", lambda r: r.status.get("validation_sha256"), "losses are over different text"),
-    Requirement("tokenizer", lambda r: r.status.get("tokenizer_sha256"), "a token does not mean the same"),
-    Requirement("token budget", lambda r: r.status.get("tokens"), "one was trained on more text"),
+    Requirement("validation set", _status("validation_sha256"), "losses are over different text"),
+    Requirement("tokenizer", _status("tokenizer_sha256"), "a token does not mean the same"),
     Requirement(
-        "training tokens in order", lambda r: r.status.get("order_fingerprint"), "they saw other text or another order"
+        "token budget",
+        _status("tokens"),
+        "one was trained on more text",
+        besides="losses at the end say nothing of the arms, those at equal tokens may",
+        at_end=True,
+    ),
+    Requirement(
+        "training tokens in order",
+        _status("order_fingerprint"),
+        "they saw other text or another order",
+        at_end=True,
+        # The fingerprint is of all tokens of a training.
+        within=lambda record: (record.seed, record.status.get("tokens")),
+        follows=("data",),
     ),
     Requirement(
         "backbone weights at the start",
-        lambda r: r.status.get("backbone_fingerprint"),
+        _status("backbone_fingerprint"),
         "they started from different weights",
-        per_seed=True,
+        within=lambda record: record.seed,
+        follows=("model", "data.vocab_size"),
     ),
-    Requirement("model", _config("model"), "the backbones differ"),
-    Requirement("optimizer", _config("optim"), "the optimizers differ"),
-    Requirement("batch", _config("train", "batch_tokens"), "the batches differ"),
-    Requirement("precision", lambda r: r.status.get("precision"), "they were computed in different precision"),
-    Requirement("code", _code, "the code differs", False),
+    Requirement("model", _section("model"), "the backbones differ"),
+    Requirement("optimizer", _section("optim"), "the optimizers differ"),
+    Requirement("batch", _section("train", "train.batch_tokens"), "the batches differ"),
     Requirement(
-        "hardware",
-        lambda r: [r.environment.get(key) for key in ("processor", "accelerator", "threads", "torch")],
-        "speeds and memory are not comparable",
-        False,
+        "precision", _status("precision"), "they were computed in different precision", follows=("train.precision",)
     ),
-)  # fmt: skip
+    Requirement("code", _code, "the code differs", decisive=False),
+    Requirement("hardware", _hardware, "speeds and memory are not comparable", decisive=False),
+)
 
 
-def check(arms: list[Arm]) -> list[dict[str, Any]]:
-    """A row for every requirement: `same`, `different` or `unknown`, and what a difference means."""
-    seeds = {frozenset(record.status.get("seed") for record in arm.records) for arm in arms}
-    rows = [_row(requirement, arms) for requirement in REQUIREMENTS]
-    state = "same" if len(seeds) == 1 else "different"
-    return [*rows, {"name": "seeds", "state": state, "matters": "runs cannot be paired by seed", "decisive": False}]
+def check(arms: Sequence[Arm], varied: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row for every requirement: `same`, `different` or `unknown`, what a difference means, and who has what.
+
+    Args:
+        arms: failed runs count too, as far as they came.
+        varied: configuration keys in which the arms differ on purpose.
+    """
+    return [*(_row(requirement, arms, varied) for requirement in REQUIREMENTS), _seeds(arms)]
 
 
-def reasons(rows: list[dict[str, Any]]) -> list[str]:
+def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Why the runs are not comparable; empty if they are."""
     return [
-        f"{row['name']} {row['state']}: {row['matters']}" for row in rows if row["decisive"] and row["state"] != "same"
+        f"{row['name']} {row['state']}: " + "; ".join(filter(None, (row["matters"], row["besides"])))
+        for row in rows
+        if row["decisive"] and row["state"] != "same"
     ]
 
 
-def _row(requirement: Requirement, arms: list[Arm]) -> dict[str, Any]:
-    values: dict[Any, list[Any]] = {}
-    for record in (record for arm in arms for record in arm.records):
-        key = record.status.get("seed") if requirement.per_seed else None
-        values.setdefault(key, []).append(requirement.read(record))
-    if any(value is None for group in values.values() for value in group):
-        state = "unknown"
-    else:
-        same = all(value == group[0] for group in values.values() for value in group)
-        state = "same" if same else "different"
+def _row(requirement: Requirement, arms: Sequence[Arm], varied: Sequence[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    groups: dict[Hashable, list[str]] = {}
+    for arm in arms:
+        for record in arm.records if requirement.at_end else arm.runs:
+            run = f"{arm.name} seed {record.seed}"
+            facts[run] = _without(requirement.read(record), varied)
+            groups.setdefault(requirement.within(record), []).append(run)
+    apart = [run for group in groups.values() if not _agree([facts[run] for run in group]) for run in group]
+    state = "unknown" if not facts or None in facts.values() else "different" if apart else "same"
+    matters = requirement.matters
+    if state == "same" and requirement.at_end and _nobody_to_compare(requirement, arms):
+        state, matters = "unknown", "recorded of whole trainings only, and these are of unequal length"
     return {
         "name": requirement.name,
         "state": state,
-        "matters": requirement.matters,
-        "decisive": requirement.decisive,
+        "matters": matters,
+        "besides": requirement.besides if state == "different" else "",
+        "decisive": requirement.decisive and not any(_on_purpose(key, varied) for key in requirement.follows),
+        "values": _values({run: facts[run] for run in apart}) if state == "different" else [],
+    }
+
+
+def _without(fact: Any, varied: Sequence[str]) -> Any:
+    """What a run has, but for the keys that were varied on purpose."""
+    if not isinstance(fact, dict):
+        return fact
+    return {key: value for key, value in fact.items() if not any(_covers(own, key) for own in varied)}
+
+
+def _covers(section: str, key: str) -> bool:
+    return key == section or key.startswith(f"{section}.")
+
+
+def _on_purpose(key: str, varied: Sequence[str]) -> bool:
+    return any(own not in SEEDS and (_covers(key, own) or _covers(own, key)) for own in varied)
+
+
+def _agree(values: list[Any]) -> bool:
+    return all(value == values[0] for value in values)
+
+
+def _nobody_to_compare(requirement: Requirement, arms: Sequence[Arm]) -> bool:
+    """Whether runs with one seed have nothing in common within which they must agree."""
+    by_seed: dict[int, set[Hashable]] = {}
+    for record in (record for arm in arms for record in arm.records):
+        by_seed.setdefault(record.seed, set()).add(requirement.within(record))
+    return any(len(groups) > 1 for groups in by_seed.values())
+
+
+def _values(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Who has what, in short; of dictionaries, the keys that differ."""
+    found = list(facts.values())
+    if all(isinstance(fact, dict) for fact in found):
+        keys = [key for key in dict.fromkeys(key for fact in found for key in fact) if not _same(found, key)]
+        texts = {run: ", ".join(f"{key}={_short(fact.get(key))}" for key in keys) for run, fact in facts.items()}
+    else:
+        texts = {run: _short(fact) for run, fact in facts.items()}
+    return _alike(texts)
+
+
+def _alike(texts: dict[str, str]) -> list[dict[str, Any]]:
+    """Names by the text that they share."""
+    return [
+        {"runs": [name for name, own in texts.items() if own == text], "value": text}
+        for text in dict.fromkeys(texts.values())
+    ]
+
+
+def _same(facts: list[dict[str, Any]], key: str) -> bool:
+    return _agree([fact.get(key) for fact in facts])
+
+
+def _short(value: Any) -> str:
+    return value[:HASH] if isinstance(value, str) and len(value) > 2 * HASH and value.isalnum() else str(value)
+
+
+def _seeds(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Of the runs that finished: only common seeds can be paired."""
+    seeds = {arm.name: listed([str(seed) for seed in sorted(r.seed for r in arm.records)]) or "none" for arm in arms}
+    state = "same" if len(set(seeds.values())) == 1 else "different"
+    return {
+        "name": "seeds",
+        "state": state,
+        "matters": "only runs with a common seed are compared",
+        "besides": "",
+        "decisive": False,
+        "values": _alike(seeds) if state == "different" else [],
     }

@@ -1,39 +1,102 @@
 """The comparison itself, as one document: what `compare --json` prints and every page of the report is drawn from."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mhc_train.config.compose import flatten
 from mhc_train.data.embedded import ATTRIBUTIONS
+from mhc_train.errors import ConfigError
 from mhc_train.report import comparability
 from mhc_train.report.arms import describe
-from mhc_train.report.collect import Arm, RunRecord, group_arms, read_run
-from mhc_train.report.statistics import differences
+from mhc_train.report.budgets import budgets
+from mhc_train.report.collect import NO_PART, SEEDS, Arm, RunRecord, group_arms, read_run
+from mhc_train.report.crossings import crossings
+from mhc_train.report.statistics import METRIC, differences, failures, noise
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
-def compare_runs(paths: list[Path]) -> dict[str, Any]:
-    """Read finished runs and put them side by side.
+@dataclass(frozen=True)
+class Setting:
+    """How the runs came to be compared: what their own files do not say."""
+
+    against: str | None = None
+    """Name of the reference arm; None: the first."""
+    varied: tuple[str, ...] = ()
+    """Configuration keys in which the arms differ on purpose: what was swept or tuned."""
+    lost: tuple[dict[str, Any], ...] = ()
+    """Planned runs that left no run directory: `overrides` and `error` of each."""
+    concurrent: int = 1
+    """Runs that shared the machine at once; of several, speeds are no measurements."""
+    tuning: tuple[dict[str, Any], ...] = ()
+    """What was tried for each arm, and what was chosen."""
+    detect: float = 0.005
+    """Difference of loss, relative to the reference's, that power is stated for."""
+
+
+def compare_runs(paths: Sequence[Path], setting: Setting | None = None) -> dict[str, Any]:
+    """Read runs that have ended and put them side by side; one that is given twice counts once.
 
     Raises:
-        CheckpointError: a path is no finished run.
+        CheckpointError: a path is no run that is done or failed, or its files are damaged.
+        ConfigError: there is no such reference, or two runs are the same replicate.
     """
-    arms = group_arms([read_run(path) for path in paths])
-    rows = comparability.check(arms)
+    setting = setting or Setting()
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.resolve(), path)
+    arms = group_arms([read_run(path) for path in once.values()])
+    reference = _reference(arms, setting.against)
+    rows = comparability.check(arms, setting.varied)
     reasons = comparability.reasons(rows)
+    runs = [record for arm in arms for record in arm.runs]
     return {
         "schema_version": SCHEMA_VERSION,
         "comparable": not reasons,
         "reasons": reasons,
         "requirements": rows,
-        "seeds": sorted({record.status.get("seed") for arm in arms for record in arm.records}),
-        "data": _data(arms[0].records[0]),
-        "environment": arms[0].records[0].environment,
+        "varied": list(setting.varied),
+        "lost": list(setting.lost),
+        "concurrent": setting.concurrent,
+        "tuning": list(setting.tuning),
+        "seeds": sorted({record.seed for record in runs}),
+        "data": _data(runs[0]),
+        "environment": runs[0].environment,
         "configuration": _configuration(arms),
-        "arms": [describe(arm, arms[0]) for arm in arms],
-        "differences": differences(arms),
+        "reference": reference.name,
+        "arms": [describe(arm, reference) for arm in arms],
+        **_judged(arms, reference.name, rows, setting),
     }
+
+
+def _reference(arms: list[Arm], against: str | None) -> Arm:
+    named = {arm.name: arm for arm in arms}
+    if against is not None and against not in named:
+        raise ConfigError(f"against {against}: there is no such arm. The arms are {', '.join(named)}.")
+    return arms[0] if against is None else named[against]
+
+
+def _judged(arms: list[Arm], reference: str, rows: list[dict[str, Any]], setting: Setting) -> dict[str, Any]:
+    """What may be said of the losses."""
+    losses = {arm.name: arm.by_seed(METRIC) for arm in arms}
+    failed = failures(arms, setting.lost)
+    speeds = _why_not_timed(rows, setting)
+    return {
+        "noise": noise(losses, reference),
+        "differences": differences(losses, reference, lambda winner, _: failed.get(winner), setting.detect),
+        "budgets": budgets(arms, reference, failed, speeds, setting.detect),
+        "crossings": crossings(arms, reference),
+    }
+
+
+def _why_not_timed(rows: list[dict[str, Any]], setting: Setting) -> str | None:
+    """Why speeds are no measurements; None if they are."""
+    if setting.concurrent > 1:
+        return f"{setting.concurrent} runs shared the machine"
+    state = next(row["state"] for row in rows if row["name"] == "hardware")
+    return None if state == "same" else f"the hardware or its settings are {state}"
 
 
 def _data(record: RunRecord) -> dict[str, Any]:
@@ -56,10 +119,8 @@ def _attribution(data: dict[str, Any]) -> str | None:
 
 def _configuration(arms: list[Arm]) -> dict[str, Any]:
     """Dotted keys: what all arms share, and what differs, by arm."""
-    flat = {arm.name: flatten(arm.records[0].config) for arm in arms}
-    keys = list(
-        dict.fromkeys(key for config in flat.values() for key in config if key not in ("name", "seed", "runs_dir"))
-    )
+    flat = {arm.name: flatten(arm.runs[0].config) for arm in arms}
+    keys = list(dict.fromkeys(key for config in flat.values() for key in config if key not in SEEDS + NO_PART))
     shared = {key for key in keys if len({repr(config.get(key)) for config in flat.values()}) == 1}
     anyone = next(iter(flat.values()))
     return {

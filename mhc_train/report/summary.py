@@ -22,6 +22,8 @@ from mhc_train.report.words import (
 
 COLLAPSED, QUIET = 0.1, 1.1
 """A composite that keeps less than a tenth of differences while its gain is at most 1.1 looks better than it is."""
+SETTLED = ("lower", "higher", "no difference shown")
+"""Verdicts that the seeds speak."""
 COPIES = 1e-3
 """Share of the energy in differences between streams below which they are called copies."""
 
@@ -131,16 +133,21 @@ def _shown(row: Document) -> str:
 
 
 def _counted(rows: list[Document], reference: str) -> list[str]:
-    """The same of many arms: which are shown to differ, and of how many nothing is shown."""
-    lower, higher = ([row["b"] for row in rows if row["verdict"] == verdict] for verdict in ("lower", "higher"))
+    """The same of many arms: which are shown to differ, of which nothing is shown, and of which nothing is settled."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["verdict"].partition(":")[0], []).append(row["b"])
     shown = [
-        f"{named(names)} {'is' if len(names) == 1 else 'are'} {word} than {reference}"
-        for names, word in ((lower, "lower"), (higher, "higher"))
-        if names
+        f"{named(found[verdict])} {'is' if len(found[verdict]) == 1 else 'are'} {verdict} than {reference}"
+        for verdict in ("lower", "higher")
+        if verdict in found
     ]
-    rest = len(rows) - len(lower) - len(higher)
     sentences = [f"Corrected for {len(rows)} differences, {listed(shown)}."] if shown else []
-    return sentences + ([f"For {many(rest, 'arm')} no difference from {reference} is shown."] if rest else [])
+    unshown = found.get("no difference shown", [])
+    if unshown:
+        sentences.append(f"For {named(unshown)} no difference from {reference} is shown.")
+    rest = [name for verdict in found if verdict not in SETTLED for name in found[verdict]]
+    return sentences + ([f"For {named(rest)} nothing is settled: the table says why."] if rest else [])
 
 
 def _runner_up(document: Document, best: str) -> list[str]:
@@ -163,11 +170,12 @@ def _power(rows: list[Document]) -> list[str]:
     text = f"The present seeds show a difference of {100 * least['smallest']:.2g} % or more four times in five"
     if least["more"] <= 0:
         return [f"{text}, and so one of {100 * least['detect']:g} %."]
-    return [f"{text}; {many(least['more'], 'more seed')} an arm would be needed to see {100 * least['detect']:g} %."]
+    amount = f"{'at least ' if least['capped'] else ''}{many(least['more'], 'more seed')}"
+    return [f"{text}; {amount} an arm would be needed to see {100 * least['detect']:g} % in each."]
 
 
 def _cost(document: Document) -> list[str]:
-    first, *others = document["arms"]
+    others = [arm for arm in document["arms"] if arm["name"] != document["reference"]]
     if document["concurrent"] > 1:
         shared = f"{document['concurrent']} runs shared the machine at a time"
         return [f"{shared}, so that speeds, times and memory are not measurements of an arm."]
@@ -179,7 +187,7 @@ def _cost(document: Document) -> list[str]:
     between = "" if shown is timed else "between "
     same = any(row["name"] == "hardware" and row["state"] == "same" for row in document["requirements"])
     caveat = "timed in separate runs" if same else "but the hardware or its settings were not the same"
-    return [f"Compared with {first['name']}, a training step took {between}{times} ({caveat})."]
+    return [f"Compared with {document['reference']}, a training step took {between}{times} ({caveat})."]
 
 
 def _step_time(arm: Document) -> float:

@@ -105,7 +105,7 @@ def costs(document: Document) -> Table:
         _row("of them in the residual path", "", arms, lambda arm: counted(arm["parameters"].get("path", 0))),
         _row("FLOPs per token", "forward and backward", arms, lambda arm: count(arm["flops_per_token"])),
         _row("tokens per second", f"median of logged steps{shared}", arms, lambda arm: rate(arm["tokens_per_second"])),
-        _row("step time", f"relative to {arms[0]['name']}", arms, lambda arm: times(arm["relative_step_time"])),
+        _row("step time", f"relative to {document['reference']}", arms, lambda arm: times(arm["relative_step_time"])),
         _row("training time", "median over seeds, without validation", arms, lambda arm: duration(arm["seconds"])),
         _row("peak memory", counted_memory, arms, lambda arm: memory(arm["peak_memory"])),
     ]
@@ -208,7 +208,8 @@ def _difference(row: Document, comparable: bool) -> tuple[Cell, list[Cell]]:
 def _more_seeds(power: Document | None) -> str:
     if power is None:
         return "not known"
-    return f"{many(power['more'], 'more seed')}" if power["more"] > 0 else "seeds suffice"
+    least = "at least " if power["capped"] else ""
+    return f"{least}{many(power['more'], 'more seed')}" if power["more"] > 0 else "seeds suffice"
 
 
 def _verdict(row: Document) -> str:

@@ -13,7 +13,6 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
 
-from fake_comparisons import completed  # noqa: E402
 from fake_diagnoses import diagnosis  # noqa: E402
 from fake_runs import write_run  # noqa: E402
 
@@ -50,7 +49,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     long = [{"prompt": "word " * 40, "continuation": "x" * 400}]
     paths += [write_run(root / "runs", "mhc", config=variant, samples=long) for variant in variants]
     paths += [write_run(root / "runs", "hc", 1, losses=(8.3, 7.0, 6.4), gain=2.1, sublayers=8)]
-    return write_report(completed(compare_runs(paths)), root / "report")
+    return write_report(compare_runs(paths), root / "report")
 
 
 def chromium(tmp_path: Path, *arguments: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from fake_comparisons import completed
 from fake_runs import write_run
 
 import mhc_train.report
@@ -32,14 +31,10 @@ OF_ONE_STREAM = ("energy", *charts.LEDGER_CHARTS)
 PATH_DRAWINGS = [key for key in DRAWINGS if key not in ("loss", "loss-difference", "gradient-norm")]
 
 
-def compared_of(paths: list[Path]) -> Document:
-    return completed(compare_runs(paths))
-
-
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Document:
     root = tmp_path_factory.mktemp("runs")
-    return compared_of(
+    return compare_runs(
         [
             write_run(root, "residual", losses=(8.3, 7.0, 6.25)),
             write_run(root, "hc", losses=(8.3, 6.9, 6.125), gain=1.5),
@@ -134,7 +129,7 @@ def test_energy_is_per_stream(document: Document) -> None:
 
 @pytest.mark.parametrize("key", PATH_DRAWINGS)
 def test_unmeasured_runs_have_no_empty_chart(tmp_path: Path, key: str) -> None:
-    document = compared_of([write_run(tmp_path, kind, measurements=0) for kind in ("hc", "mhc")])
+    document = compare_runs([write_run(tmp_path, kind, measurements=0) for kind in ("hc", "mhc")])
     drawing = DRAWINGS[key](document)
     assert isinstance(drawing, Omitted)
     assert "not measured" in drawing.reason
@@ -143,20 +138,20 @@ def test_unmeasured_runs_have_no_empty_chart(tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("key", [key for key in PATH_DRAWINGS if key not in OF_ONE_STREAM])
 def test_single_streams_have_no_empty_chart(tmp_path: Path, key: str) -> None:
-    drawing = DRAWINGS[key](compared_of([write_run(tmp_path, "residual")]))
+    drawing = DRAWINGS[key](compare_runs([write_run(tmp_path, "residual")]))
     assert isinstance(drawing, Omitted)
     assert "single stream" in drawing.reason
 
 
 def test_a_single_measurement_is_no_curve(tmp_path: Path) -> None:
-    drawing = charts.over_training(compared_of([write_run(tmp_path, "mhc", measurements=1)]), "forward_gain")
+    drawing = charts.over_training(compare_runs([write_run(tmp_path, "mhc", measurements=1)]), "forward_gain")
     assert isinstance(drawing, Omitted)
 
 
 def test_runs_without_a_logged_value_are_said_to_have_none(tmp_path: Path) -> None:
     path = write_run(tmp_path, "mhc")
-    (path / "metrics.jsonl").write_text("")
-    document = compared_of([path])
+    (path / "metrics.jsonl").write_text('{"step": 20, "tokens": 40960}\n')
+    document = compare_runs([path])
     for key in ("loss", "gradient-norm", "loss-difference"):
         assert isinstance(DRAWINGS[key](document), Omitted)
 
@@ -173,13 +168,13 @@ def test_numbers_that_are_not_finite_become_gaps_that_the_caption_names(document
 
 
 def test_large_ranges_have_a_logarithmic_axis(tmp_path: Path) -> None:
-    document = compared_of([write_run(tmp_path, "hc", gain=3.0, sublayers=8)])
+    document = compare_runs([write_run(tmp_path, "hc", gain=3.0, sublayers=8)])
     labels = words(drawn(charts.over_depth(document, "composite-forward")).svg)
     assert {"1", "10", "100", "1000"} <= set(labels)
 
 
 def test_tiny_deviations_are_not_magnified(tmp_path: Path) -> None:
-    document = compared_of([write_run(tmp_path, "mhc", gain=1.0000001)])
+    document = compare_runs([write_run(tmp_path, "mhc", gain=1.0000001)])
     labels = words(drawn(charts.over_depth(document, "sublayer-forward")).svg)
     assert "1.000" in labels
     assert not any("e" in label and label[0].isdigit() for label in labels)
@@ -284,6 +279,6 @@ def test_counts_in_short(value: float, text: str) -> None:
 
 def test_several_seeds_are_drawn_each_and_as_their_mean(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "mhc", seed, (8.0, 7.0, 6.0 + seed)) for seed in (0, 1)]
-    chart = drawn(charts.loss(compared_of(paths)))
+    chart = drawn(charts.loss(compare_runs(paths)))
     assert "mean over seeds" in chart.caption
     assert "6.5 at" in description(chart)

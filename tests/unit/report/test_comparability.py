@@ -7,16 +7,21 @@ import pytest
 from fake_runs import edit
 from fake_runs import write_run as write_any_run
 
-from mhc_train.report.comparison import compare_runs
+from mhc_train.errors import ConfigError
+from mhc_train.report.comparison import Setting, compare_runs
 
 
 def write_run(root: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
     return write_any_run(root, kind, seed, measurements=0, **changes)
 
 
-def state(document: dict[str, Any], name: str) -> str:
+def requirement_row(document: dict[str, Any], name: str) -> dict[str, Any]:
     (row,) = [row for row in document["requirements"] if row["name"] == name]
-    return str(row["state"])
+    return dict(row)
+
+
+def state(document: dict[str, Any], name: str) -> str:
+    return str(requirement_row(document, name)["state"])
 
 
 def test_runs_that_differ_in_their_connection_alone_are_comparable(tmp_path: Path) -> None:
@@ -41,9 +46,13 @@ def test_a_difference_in_the_facts_is_named(tmp_path: Path, requirement: str, ke
     paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", status={key: "another"})]
     document = compare_runs(paths)
     assert not document["comparable"]
-    assert len(document["reasons"]) == 1
     assert document["reasons"][0].startswith(f"{requirement} different: ")
-    assert state(document, requirement) == "different"
+    # Of trainings of unequal length the order of tokens cannot be compared either.
+    assert len(document["reasons"]) == (2 if key == "tokens" else 1)
+    row = requirement_row(document, requirement)
+    assert row["state"] == "different"
+    assert [value["runs"] for value in row["values"]] == [["residual seed 0"], ["mhc seed 0"]]
+    assert row["values"][1]["value"] == "another"
 
 
 @pytest.mark.parametrize(("requirement", "key"), STATUS.items())
@@ -93,6 +102,72 @@ def test_the_backbone_may_differ_between_seeds_but_not_within_one(tmp_path: Path
     assert compare_runs(paths)["comparable"]
     edit(paths[-1] / "status.json", backbone_fingerprint="another")
     assert state(compare_runs(paths), "backbone weights at the start") == "different"
+
+
+def test_the_order_of_tokens_may_differ_between_seeds_but_not_within_one(tmp_path: Path) -> None:
+    paths = [
+        write_run(tmp_path, kind, seed, config={"data": {"seed": seed}}, status={"order_fingerprint": f"order {seed}"})
+        for kind in ("residual", "mhc")
+        for seed in (0, 1)
+    ]
+    document = compare_runs(paths)
+    assert document["comparable"] and len(document["arms"]) == 2
+    assert "data.seed" not in document["configuration"]["different"]
+    edit(paths[-1] / "status.json", order_fingerprint="another")
+    row = requirement_row(compare_runs(paths), "training tokens in order")
+    assert row["state"] == "different"
+    assert [value["runs"] for value in row["values"]] == [["residual seed 1"], ["mhc seed 1"]]
+
+
+def test_unequal_budgets_are_said_to_be_comparable_at_equal_tokens(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", losses=(8.3, 7.0, 6.5, 6.2))]
+    document = compare_runs(paths)
+    assert not document["comparable"] and "at equal tokens" in document["reasons"][0]
+    assert state(document, "training tokens in order") == "unknown"
+    tokens = document["budgets"][0]
+    assert tokens["amount"] == 40_960 and tokens["losses"] == {"residual": 6.5, "mhc": 6.5}
+
+
+def test_keys_that_differ_are_named_and_hashes_are_short(tmp_path: Path) -> None:
+    paths = [
+        write_run(tmp_path, kind, config={"model": {"dim": dim}}, status={"tokenizer_sha256": letter * 64})
+        for kind, dim, letter in (("residual", 128, "a"), ("mhc", 256, "b"))
+    ]
+    document = compare_runs(paths)
+    assert [value["value"] for value in requirement_row(document, "model")["values"]] == [
+        "model.dim=128",
+        "model.dim=256",
+    ]
+    assert requirement_row(document, "tokenizer")["values"][0]["value"] == "a" * 12
+
+
+@pytest.mark.parametrize(("varied", "comparable"), [(("optim.lr",), True), (("optim",), True), (("optim.eps",), False)])
+def test_what_was_varied_on_purpose_is_no_difference(tmp_path: Path, varied: tuple[str, ...], comparable: bool) -> None:
+    paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", config={"optim": {"lr": 1e-4}})]
+    document = compare_runs(paths, Setting(varied=varied))
+    assert document["comparable"] == comparable and document["varied"] == list(varied)
+
+
+def test_models_that_differ_on_purpose_need_not_start_alike(tmp_path: Path) -> None:
+    larger = {"config": {"model": {"layers": 8}}, "status": {"backbone_fingerprint": "larger"}}
+    paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "residual", **larger)]
+    assert not compare_runs(paths)["comparable"]
+    document = compare_runs(paths, Setting(varied=("model.layers",)))
+    assert document["comparable"] and state(document, "backbone weights at the start") == "different"
+
+
+def test_the_reference_is_the_first_arm_or_the_one_that_was_named(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, kind) for kind in ("residual", "hc", "mhc")]
+    assert compare_runs(paths)["reference"] == "residual"
+    document = compare_runs(paths, Setting(against="hc"))
+    assert document["reference"] == "hc" and [arm["name"] for arm in document["arms"]] == ["residual", "hc", "mhc"]
+    assert [(row["a"], row["b"], row["family"]) for row in document["differences"]] == [
+        ("hc", "residual", "reference"),
+        ("hc", "mhc", "reference"),
+        ("residual", "mhc", "others"),
+    ]
+    with pytest.raises(ConfigError, match="no such arm. The arms are residual, hc, mhc"):
+        compare_runs(paths, Setting(against="HC"))
 
 
 def test_arms_with_other_seeds_cannot_be_paired(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_comparisons import completed
-from fake_runs import write_lines, write_run
+from fake_runs import edit, write_lines, write_run
 from pages import Page, without_script
 
+from mhc_train.report import charts, tables, words
 from mhc_train.report import summary as sentences
-from mhc_train.report import tables, words
-from mhc_train.report.comparison import compare_runs
+from mhc_train.report.comparison import Setting, compare_runs
+from mhc_train.report.readings import prominent
 from mhc_train.report.render import to_html, to_markdown, write_report
 
 Document = dict[str, Any]
@@ -31,12 +31,8 @@ LAWS, PATH = (
 HOSTILE = "</span><script>alert(1)</script><img src=x onerror=alert(2)> & ```\n# | {{ 7 * 7 }} {% raw %}"
 
 
-def compared(paths: list[Path], **settings: Any) -> Document:
-    return completed(compare_runs(paths), **settings)
-
-
 def three(root: Path) -> Document:
-    return compared(
+    return compare_runs(
         [
             write_run(root, "residual", losses=(8.3, 7.0, 6.54400)),
             write_run(root, "hc", losses=(8.3, 6.9, 6.47820), gain=1.5),
@@ -46,36 +42,33 @@ def three(root: Path) -> Document:
 
 
 def one(root: Path) -> Document:
-    return compared([write_run(root, "mhc")])
+    return compare_runs([write_run(root, "mhc")])
 
 
 def unmeasured(root: Path) -> Document:
-    return compared([write_run(root, kind, measurements=0, samples=[]) for kind in ("residual", "mhc")])
+    return compare_runs([write_run(root, kind, measurements=0, samples=[]) for kind in ("residual", "mhc")])
 
 
 def six(root: Path) -> Document:
     configs = [{"connection": {"gate_init": 0.01 * number}} for number in range(1, 5)]
     variants = [write_run(root, "mhc", config=config) for config in configs]
-    return compared([write_run(root, "residual"), write_run(root, "hc", gain=2.0, sublayers=8), *variants])
+    return compare_runs([write_run(root, "residual"), write_run(root, "hc", gain=2.0, sublayers=8), *variants])
 
 
 def seeds(root: Path) -> Document:
     losses = {"residual": (3.0, 3.1, 3.2), "mhc": (2.9, 2.99, 3.11)}
-    return compared(
+    return compare_runs(
         [write_run(root, kind, seed, (8.0, 7.0, finals[seed])) for kind, finals in losses.items() for seed in range(3)]
     )
 
 
 def incomparable(root: Path) -> Document:
-    document = compared([write_run(root, "residual"), write_run(root, "mhc", losses=(8.0, 7.0, 6.0, 5.0))])
-    row = next(row for row in document["requirements"] if row["name"] == "token budget")
-    row["values"] = [{"runs": ["mhc"], "value": "61440"}]
-    return document
+    return compare_runs([write_run(root, "residual"), write_run(root, "mhc", losses=(8.0, 7.0, 6.0, 5.0))])
 
 
 def not_finite(root: Path) -> Document:
     """Every number of the residual path, and every loss but the first, became null."""
-    document = compared([write_run(root, "residual"), write_run(root, "hc")])
+    document = compare_runs([write_run(root, "residual"), write_run(root, "hc")])
     arm = document["arms"][1]
     for key in ("last", "courses"):
         arm[key] = json.loads(re.sub(r"-?\d+\.\d+(e-?\d+)?", "null", json.dumps(arm[key])))
@@ -85,7 +78,7 @@ def not_finite(root: Path) -> Document:
 
 def hostile(root: Path) -> Document:
     samples = [{"prompt": HOSTILE, "continuation": HOSTILE}]
-    document = compared([write_run(root, kind, samples=samples, overrides=(HOSTILE,)) for kind in ("hc", "mhc")])
+    document = compare_runs([write_run(root, kind, samples=samples, overrides=(HOSTILE,)) for kind in ("hc", "mhc")])
     document["data"]["attribution"] = document["environment"]["command"] = HOSTILE
     renamed = json.dumps(document).replace('"name": "mhc"', f'"name": {json.dumps(HOSTILE)}')
     renamed = renamed.replace('"mhc":', f"{json.dumps(HOSTILE)}:").replace('"b": "mhc"', f'"b": {json.dumps(HOSTILE)}')
@@ -267,7 +260,7 @@ def test_several_seeds_with_an_interval(cases: Cases) -> None:
 
 def test_an_interval_that_holds_zero_is_no_difference(tmp_path: Path) -> None:
     finals = {"residual": (3.0, 3.1), "mhc": (2.9, 3.19)}
-    document = compared(
+    document = compare_runs(
         [
             write_run(tmp_path, kind, seed, (8.0, loss))
             for kind, each in finals.items()
@@ -276,7 +269,7 @@ def test_an_interval_that_holds_zero_is_no_difference(tmp_path: Path) -> None:
     )
     text = summary(document)
     assert "Between mhc and residual: no difference shown (" in text
-    assert "3 more seeds an arm would be needed to see 0.5 %" in text
+    assert re.search(r"\d+ more seeds an arm would be needed to see 0.5 %", text)
 
 
 def test_runs_that_are_not_comparable_are_not_ranked(cases: Cases) -> None:
@@ -291,11 +284,14 @@ def test_what_must_agree_is_shown_whole(cases: Cases) -> None:
     document = cases("incomparable").document
     rows = cases("incomparable").page.tables["What must agree between runs"][1:]
     assert len(rows) == len(document["requirements"])
-    assert ["token budget", "\u2717different", "one was trained on more text", "mhc: 61440"] in rows
+    row = next(row for row in rows if row[0] == "token budget")
+    assert row[:3] == ["token budget", "\u2717different", "one was trained on more text"]
+    (told,) = (each["values"] for each in document["requirements"] if each["name"] == "token budget")
+    assert len(told) == 2 and all(value["value"] in row[3] for value in told)
 
 
 def test_what_limits_the_reading_is_told_of_comparable_runs(tmp_path: Path) -> None:
-    document = compared([write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", environment={"threads": 8})])
+    document = compare_runs([write_run(tmp_path, "residual"), write_run(tmp_path, "mhc", environment={"threads": 8})])
     limit = "hardware (different: speeds and memory are not comparable)"
     assert limit in Page(to_html(document)).text and limit in to_markdown(document)
     assert "the hardware or its settings were not the same" in summary(document)
@@ -351,7 +347,7 @@ def test_unmeasured_paths_are_told(cases: Cases) -> None:
 
 
 def test_a_run_that_was_not_measured_beside_one_that_was(tmp_path: Path) -> None:
-    document = compared([write_run(tmp_path, "hc", measurements=0), write_run(tmp_path, "mhc")])
+    document = compare_runs([write_run(tmp_path, "hc", measurements=0), write_run(tmp_path, "mhc")])
     page = Page(to_html(document))
     assert page.row(LAWS, "mass") == ["not measured", "\u2713ok"]
     assert page.row(PATH, "streams") == ["not measured", "4"]
@@ -368,23 +364,61 @@ def test_hostile_text_stays_text(cases: Cases) -> None:
 
 def test_commands_survive_the_shell(tmp_path: Path) -> None:
     overrides = ("connection=mhc", "name=it's a name", "data.path=/a b/*.txt")
-    document = compared([write_run(tmp_path, "mhc", overrides=overrides)])
+    document = compare_runs([write_run(tmp_path, "mhc", overrides=overrides)])
     fit, compare = tables.commands(document)
     assert shlex.split(fit["command"]) == ["mhc-train", "fit", *overrides]
     assert shlex.split(compare["command"]) == ["mhc-train", "compare", *document["arms"][0]["runs"]]
 
 
 def test_a_run_without_overrides_has_no_invented_command(tmp_path: Path) -> None:
-    text = Page(to_html(compared([write_run(tmp_path, "mhc", overrides=())]))).text
+    text = Page(to_html(compare_runs([write_run(tmp_path, "mhc", overrides=())]))).text
     assert "has no overrides on record" in text
     assert "mhc-train fit " not in text.partition("How to reproduce")[2].partition("Software and hardware")[0]
 
 
 def test_a_loss_that_was_never_logged(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc")]
-    write_lines(paths[1] / "metrics.jsonl", [{"step": 0, "tokens": 0}])
-    document = compared(paths)
+    write_lines(paths[1] / "metrics.jsonl", [{"step": 20, "tokens": 40_960}])
+    document = compare_runs(paths)
     assert Page(to_html(document)).row(RESULTS, "validation loss")[1] == words.MISSING
+
+
+def test_what_failed_or_left_nothing_is_told_first(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, kind, seed) for kind in ("residual", "hc") for seed in (0, 1)]
+    edit(paths[3] / "status.json", status="failed", error="the loss is not finite")
+    paths.append(write_run(tmp_path, "mhc", status={"status": "failed", "error": "killed"}))
+    document = compare_runs(paths, Setting(lost=({"overrides": ["connection=ihc"], "error": "no data"},), concurrent=2))
+    told = sentences.summary(document)
+    assert told[1] == "2 runs did not finish (hc with seed 1 and mhc with seed 0); no mean has a number of such a run."
+    assert told[2] == "1 planned run left nothing to compare."
+    assert "2 runs shared the machine" in told[-1]
+    for text in (to_html(document), to_markdown(document)):
+        assert "the loss is not finite" in text and "no data" in text
+    page = Page(to_html(document))
+    assert page.row(RESULTS, "validation loss")[2] == words.MISSING
+    assert page.row("Training stability, all seeds", "runs that did not finish") == ["0", "1", "1"]
+
+
+def test_tuning_is_told_with_its_edges(cases: Cases) -> None:
+    losses = {"1e-3": 6.2, "3e-3": 6.0}
+    row = {"arm": ["connection=hc"], "key": "optim.lr", "losses": losses, "chosen": "3e-3", "edge": True, "seed": 0}
+    document = cases("three").document | {"tuning": [row]}
+    assert "for connection=hc the chosen value is at the edge of what was tried" in summary(document)
+    table = tables.tuning(document)
+    assert table and [cell.text for cell in table.rows[0][1]] == ["1e-3: 6.2000; 3e-3: 6.0000", "3e-3", "0"]
+    assert "No tuning is on record" in summary(cases("three").document)
+
+
+def test_many_arms_stand_in_rows_and_most_of_them_in_the_background(cases: Cases) -> None:
+    document = copy.deepcopy(cases("three").document)
+    hc = document["arms"][1]
+    others = [hc | {"name": f"hc {number}", "val_loss": 7.0 + number} for number in range(17)]
+    document["arms"] += others
+    assert prominent(document) == {0, 1, 2, 18, 19}
+    table = tables.results(document)
+    assert table.across and len(table.rows) == 20 and table.columns[0] == "validation loss"
+    assert len(dict(charts.heat_maps(document))) == 4
+    assert sum(style.quiet for style in charts.looks(document)) == 15
 
 
 # ---------------------------------------------------------------- numbers and words

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_comparisons import completed
-from fake_runs import write_lines, write_run
+from fake_runs import edit, write_lines, write_run
 from jsonschema import Draft202012Validator
 
 from mhc_train.report.arms import SPIKE, describe
 from mhc_train.report.collect import Arm, read_run
-from mhc_train.report.comparison import compare_runs
+from mhc_train.report.comparison import Setting, compare_runs
 from mhc_train.report.render import write_report
 
 Document = dict[str, Any]
@@ -24,7 +23,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
     root = tmp_path_factory.mktemp("runs")
     paths = [write_run(root, kind, seed, gain=1.0 + seed) for kind in ("residual", "hc") for seed in (0, 1)]
     paths.append(write_run(root, "mhc", measurements=0, samples=[]))
-    return completed(compare_runs(paths), lost=[{"overrides": ["connection=ihc"], "error": "killed"}])
+    return compare_runs(paths, Setting(lost=({"overrides": ["connection=ihc"], "error": "killed"},)))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +99,7 @@ def test_what_is_not_shown_is_not_carried(document: Document) -> None:
 
 def test_time_spikes_norms_and_skips_are_read_from_the_lines(tmp_path: Path) -> None:
     path = write_run(tmp_path, "hc")
+    edit(path / "status.json", steps=3)
     lines = [
         {"step": 0, "tokens": 0, "val_loss": 8.0},
         {"step": 1, "tokens": 100, "tokens_per_second": 50.0, "grad_norm": 1.0, "loss_spike": SPIKE + 1},
