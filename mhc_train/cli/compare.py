@@ -281,12 +281,12 @@ def _print_summary(document: dict[str, Any], page: Path) -> None:
 
     rows = []
     for arm in document["arms"]:
-        last = arm.get("last")
+        last = arm["last"]
         memory = arm["peak_memory"]
         rows.append(
             (
                 arm["name"],
-                f"{arm['params'] / 1e6:.2f} M",
+                "-" if arm["params"] is None else f"{arm['params'] / 1e6:.2f} M",
                 number(arm["val_loss"], 4),
                 number(arm["val_bpb"], 4),
                 number(arm["tokens_per_second"], 0),
@@ -314,7 +314,7 @@ def _remarks(document: dict[str, Any]) -> list[str]:
         *(
             f"{arm['name']}, seed {run['seed']}: failed at step {run['step']}: {run['error']}"
             for arm in document["arms"]
-            for run in arm.get("failed", [])
+            for run in arm["failed"]
         ),
         *(
             f"{row['name']}: {row['key']}={row['chosen']} is at the edge of what was tried; one beyond may be better."

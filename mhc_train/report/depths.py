@@ -9,6 +9,7 @@ from mhc_train.files import write_text
 from mhc_train.report.charts import Chart, look
 from mhc_train.report.charts.curves import ends, thick
 from mhc_train.report.charts.drawing import Legend, chart, scale
+from mhc_train.report.charts.readout import Trace
 from mhc_train.report.diagnosis import Section
 from mhc_train.report.page import Cell, Table, environment
 from mhc_train.report.readings import AMPLIFIER, DEPTH_COLUMNS, depth_rows
@@ -105,7 +106,8 @@ def _chart(documents: list[Document], measure: str, statistic: str, title: str, 
         scale(axes, [value for _, points in known for _, value in points])
 
     description = " ".join(ends(name, points, "sublayers") for name, points in known)
-    return chart(measure.replace("_", "-"), title, caption, draw, legend, description)
+    traces = [Trace(name, style.colour, points) for (name, points), (_, style) in zip(known, legend, strict=True)]
+    return chart(measure.replace("_", "-"), title, caption, draw, legend, description, traces, "sublayers in all")
 
 
 def _ends(name: str, points: list[tuple[int, Number]]) -> str:

@@ -1,5 +1,7 @@
 """What the pages of all reports are made of: tables, groups of charts, and the environment of their templates."""
 
+import base64
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +9,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mhc_train.report.charts.drawing import Chart, Omitted
-from mhc_train.report.words import fenced, markdown_text
+from mhc_train.report.words import fenced, markdown_text, named
+
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = (TEMPLATES / "charts.js").read_text()
+"""The one script of a page, which reads its charts out."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,10 @@ class Table:
     rows: list[tuple[Cell, list[Cell]]]
     arms: bool = False
     """Whether the columns are the arms, which have colours."""
+    details: list[str] = field(default_factory=list)
+    """What explains each column in smaller type, where anything does."""
+    across: bool = False
+    """Whether the rows are the arms, because they are too many for columns."""
     stacked: bool = False
     """Whether a narrow screen shows the cells of a row below each other, each after its column's name."""
 
@@ -48,15 +58,21 @@ def group(drawings: list[Chart | Omitted]) -> Group:
     )
 
 
+def _integrity(script: str) -> str:
+    """What a page's policy allows the script by: that and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
 def environment(escape: bool) -> Environment:
     """Where templates are found, and what they can do; `escape` for HTML."""
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"md": markdown_text, "fence": fenced, "svg": Markup}
+    made.globals |= {"script": Markup(SCRIPT), "script_hash": _integrity(SCRIPT)}
+    made.filters |= {"md": markdown_text, "fence": fenced, "svg": Markup, "names": named}
     return made

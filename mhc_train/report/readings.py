@@ -12,7 +12,11 @@ Row = tuple[str, list[str]]
 NOT_MEASURED, NOT_DECLARED = "not measured", "not declared"
 PER_STREAM = ("energy_out", "gradient_out")
 """What is shown divided by the number of streams, so that one stream and several can be compared."""
+VERDICTS = ("not applicable", "not promised", "ok", "warn", "fail")
+"""From the least to the most serious."""
 AMPLIFIER = "1.1 I"
+MANY = 12
+"""Arms beyond which a chart shows only some in full strength."""
 DEPTH_COLUMNS = (
     ("fwd gain", "forward_gain", "max"),
     ("bwd gain", "backward_gain", "max"),
@@ -25,6 +29,16 @@ def largest(entries: list[dict[str, Any]], measure: str) -> Number:
     """The largest value over entries and tokens; None where one is not finite, since that is the largest."""
     values = [entry[measure]["max"] for entry in entries]
     return None if None in values else max(values)
+
+
+def prominent(document: Document) -> set[int]:
+    """The arms that charts show in full strength: all, or of many the reference, lowest and highest losses."""
+    arms = document["arms"]
+    if len(arms) <= MANY:
+        return set(range(len(arms)))
+    ranked = sorted((arm["val_loss"], index) for index, arm in enumerate(arms) if arm["val_loss"] is not None)
+    reference = next(index for index, arm in enumerate(arms) if arm["name"] == document["reference"])
+    return {reference, *(index for _, index in [*ranked[:3], *ranked[-2:]])}
 
 
 def judged(laws: list[dict[str, Any]]) -> list[dict[str, Any]]:

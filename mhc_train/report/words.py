@@ -56,8 +56,37 @@ def signed(value: Number) -> str:
     return "none" if value is None else typeset(f"{round(value, 4) + 0.0:+.4f}")
 
 
-def memory(size: int) -> str:
+def percent(share: Number) -> str:
+    """A relative difference with its sign, to three digits."""
+    return "" if share is None else typeset(f"{100 * share + 0.0:+.3g}\u00a0%")
+
+
+def chance(p_value: Number) -> str:
+    """A p-value, to two digits."""
+    if p_value is None:
+        return "none"
+    return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
+
+
+def duration(seconds: Number) -> str:
+    """Seconds, or minutes or hours where there are many."""
+    if seconds is None:
+        return MISSING
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g}\u00a0{unit}"
+    return f"{seconds:.3g}\u00a0s"
+
+
+def many(amount: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
+
+
+def memory(size: int | None) -> str:
     """Bytes as MiB, or GiB from one GiB on."""
+    if size is None:
+        return MISSING
     return f"{size / 2**30:.2f}\u00a0GiB" if size >= 2**30 else f"{size / 2**20:.1f}\u00a0MiB"
 
 

@@ -1,11 +1,14 @@
 """The reports' pages in a real browser: whole on a phone and a desk, silent, and printable."""
 
+import html
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import axe_core_python
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
@@ -45,6 +48,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     paths = [write_run(root / "runs", kind, gain=2.0, sublayers=8) for kind in ("residual", "hc")]
     long = [{"prompt": "word " * 40, "continuation": "x" * 400}]
     paths += [write_run(root / "runs", "mhc", config=variant, samples=long) for variant in variants]
+    paths += [write_run(root / "runs", "hc", 1, losses=(8.3, 7.0, 6.4), gain=2.1, sublayers=8)]
     return write_report(compare_runs(paths), root / "report")
 
 
@@ -54,10 +58,14 @@ def chromium(tmp_path: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
+def bare(page: Path) -> str:
+    """The page without its own policy, which forbids a probe's script."""
+    return re.sub(r"<meta http-equiv[^>]+>", "", page.read_text())
+
+
 @pytest.mark.parametrize("width", [390, 1200])
 def test_the_page_never_scrolls_sideways(page: Path, tmp_path: Path, width: int) -> None:
-    text = re.sub(r"<meta http-equiv[^>]+>", "", page.read_text())  # the page's own policy forbids the probe's script
-    (tmp_path / "probe.html").write_text(text.replace("</body>", f"{PROBE}</body>"))
+    (tmp_path / "probe.html").write_text(bare(page).replace("</body>", f"{PROBE}</body>"))
     (tmp_path / "frame.html").write_text(FRAME.format(width=width))
     dom = chromium(tmp_path, f"--window-size={width + 100},1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
     found = re.search(r'id="widths">(\d+) (\d+) (\d+) ([\d.]+)<', dom)
@@ -84,8 +92,7 @@ document.body.dataset.looked = `${charts.length} ${labelled.length} ${seen.lengt
 
 
 def test_charts_are_there_and_labelled_and_nothing_is_loaded(page: Path, tmp_path: Path) -> None:
-    text = re.sub(r"<meta http-equiv[^>]+>", "", page.read_text())
-    (tmp_path / "page.html").write_text(text.replace("</body>", f"{LOOK}</body>"))
+    (tmp_path / "page.html").write_text(bare(page).replace("</body>", f"{LOOK}</body>"))
     dom = chromium(tmp_path, "--window-size=1200,1000", "--dump-dom", (tmp_path / "page.html").as_uri())
     found = re.search(r'data-looked="(\d+) (\d+) (\d+) (\d+)"', dom)
     assert found, dom[:500]
@@ -102,3 +109,59 @@ def test_the_console_stays_empty(page: Path, tmp_path: Path) -> None:
         [*command, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True, timeout=120
     )
     assert "CONSOLE" not in done.stderr
+
+
+AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
+AUDIT = """<script>addEventListener("load", async () => {
+document.querySelectorAll("details").forEach(details => details.open = true);
+document.querySelectorAll("svg g").forEach(shape => shape.remove()); // an image's inside, to a reader and to the rules
+const found = await axe.run({ iframes: false });
+const told = found.violations.map(rule => [rule.id, rule.nodes.length, rule.nodes[0].html.slice(0, 200)]);
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+parent.postMessage({ dark, width: innerWidth, passes: found.passes.length, told }, "*") })</script>"""
+AUDITED = """<!DOCTYPE html><p id="told"></p>{frames}<script>const all = [];
+addEventListener("message", event => {{ all.push(event.data); told.textContent = JSON.stringify(all) }})</script>"""
+
+
+def test_nothing_keeps_anyone_from_reading_the_page(page: Path, tmp_path: Path) -> None:
+    """axe-core's rules, on a phone and a desk, in the light and in the dark."""
+    (tmp_path / "probe.html").write_text(bare(page).replace("</body>", f"<script>{AXE}</script>{AUDIT}</body>"))
+    cases = [("light", 390), ("dark", 390), ("light", 1200), ("dark", 1200)]
+    style = "border:0;height:900px"
+    frames = [f'<iframe src="probe.html" style="{style};width:{w}px;color-scheme:{s}"></iframe>' for s, w in cases]
+    (tmp_path / "frame.html").write_text(AUDITED.format(frames="".join(frames)))
+    dom = chromium(tmp_path, "--window-size=1300,1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
+    found = json.loads(html.unescape(re.search(r'id="told">(.*?)</p>', dom)[1]))  # type: ignore[index]
+    assert {("dark" if audit["dark"] else "light", audit["width"]) for audit in found} == set(cases)
+    assert all(audit["passes"] > 20 for audit in found)
+    assert [audit["told"] for audit in found if audit["told"]] == []
+
+
+READ = """<script>addEventListener("load", () => {
+const chart = document.querySelector("svg[data-readout]"), box = chart.getBoundingClientRect();
+const tip = () => chart.closest("figure").querySelector(".tip");
+const live = () => document.querySelector("[aria-live]").textContent;
+const told = {}, key = name => chart.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+const move = share => chart.dispatchEvent(new PointerEvent("pointermove",
+  { clientX: box.left + share * box.width, clientY: box.top + box.height / 2, pointerType: "touch" }));
+move(0.98); told.pointer = tip().innerText; told.guides = chart.querySelectorAll(".guide line").length;
+key("Escape"); told.hidden = tip().hidden;
+chart.focus(); told.focused = document.activeElement === chart;
+key("ArrowRight"); told.first = live(); key("ArrowRight"); told.second = live();
+key("ArrowLeft"); told.back = live(); key("End"); told.end = live(); key("Escape"); told.silent = live();
+document.body.append(Object.assign(document.createElement("p"), { id: "told", textContent: JSON.stringify(told) })) })
+</script>"""
+
+
+def test_charts_can_be_read_by_pointer_finger_and_keyboard(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(bare(page).replace("</body>", f"{READ}</body>"))
+    dom = chromium(tmp_path, "--window-size=1200,1000", "--dump-dom", (tmp_path / "page.html").as_uri())
+    told = json.loads(html.unescape(re.search(r'id="told">(.*?)</p>', dom)[1]))  # type: ignore[index]
+    assert told["focused"] and told["hidden"] and told["silent"] == "" and told["guides"] == 1
+    assert told["first"] == told["back"] != told["second"] != told["end"]
+    for text in (told["pointer"], told["first"], told["end"]):
+        assert re.search(r"\d", text)
+    if "mhc-train report" in dom:  # the loss of two arms after no tokens and after all
+        assert told["first"].startswith("0 tokens: ") and "residual 8.3" in told["first"]
+        assert told["end"].startswith("41\u00a0k tokens: ") and "residual 6.5" in told["end"]
+        assert "residual" in told["pointer"] and "6.45" in told["pointer"]  # hc: the mean of 6.5 and 6.4

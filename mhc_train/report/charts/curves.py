@@ -12,20 +12,25 @@ from mhc_train.report.words import counted, short
 
 SPANS = 300
 """Stretches that a long curve is drawn by."""
+QUIET = 0.4
+"""Opacity of what stays in the background."""
 Points = Sequence[Any]
 """Pairs (x, y): tuples, or lists where the document was read from a file."""
 
 
-def over_seeds(axes: Axes, runs: list[Points], style: Look) -> None:
-    """One run: a thick line with markers. Several: a thin line each, and their mean thick."""
-    if len(runs) > 1:
+def over_seeds(axes: Axes, runs: Sequence[Points], style: Look) -> None:
+    """One run: a thick line with markers. Several: a thin line each, their mean thick. In the background: the mean."""
+    if len(runs) > 1 and not style.quiet:
         for run in runs:
             thin(axes, run, style, 0.7)
     thick(axes, mean_curve(runs), style)
 
 
 def thick(axes: Axes, points: Points, style: Look) -> None:
-    """A curve in full strength, with markers."""
+    """A curve in full strength, with markers; a thin one where its look is quiet."""
+    if style.quiet:
+        thin(axes, points, style, QUIET)
+        return
     drawn = thinned(points)
     every = max(1, len(drawn) // 10)
     xs, ys = [x for x, _ in drawn], [y for _, y in drawn]
@@ -34,9 +39,10 @@ def thick(axes: Axes, points: Points, style: Look) -> None:
 
 def thin(axes: Axes, points: Points, style: Look, alpha: float, dashes: Any = "-") -> None:
     """A curve in the background."""
-    drawn = thinned(points)
+    drawn = thinned(points, SPANS // 3 if style.quiet else SPANS)
+    width = 0.8 if style.quiet else 1
     axes.plot(
-        [x for x, _ in drawn], [y for _, y in drawn], color=style.colour, alpha=alpha, linewidth=1, linestyle=dashes
+        [x for x, _ in drawn], [y for _, y in drawn], color=style.colour, alpha=alpha, linewidth=width, linestyle=dashes
     )
 
 
@@ -52,7 +58,7 @@ def thinned(points: Points, spans: int = SPANS) -> list[Any]:
     return kept
 
 
-def mean_curve(runs: list[Points]) -> list[Any]:
+def mean_curve(runs: Sequence[Points]) -> list[Any]:
     """Mean over runs wherever all of them have a point."""
     tables = [by_x(run) for run in runs]
     common = sorted(set.intersection(*map(set, tables))) if tables else []

@@ -1,11 +1,12 @@
 """One measurement over sublayers or composites: a line a model, or a line a statistic of a single model."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mhc_train.report.charts.drawing import Chart, Look, Omitted, look
+from mhc_train.report.charts.drawing import Chart, Look, Omitted, look, looks
 from mhc_train.report.charts.lines import FLOOR, Line, numbers, over_sublayers
 from mhc_train.report.words import Number, Real
 
@@ -19,6 +20,13 @@ class Subject:
     measurement: dict[str, Any]
     alone: bool = False
     """Whether there is no other in the page, so that its charts need not name it."""
+    style: Look | None = None
+    """How it is drawn, where not as its index says."""
+
+    @property
+    def look(self) -> Look:
+        """How it is drawn beside others."""
+        return self.style or look(self.index)
 
     @property
     def tag(self) -> str:
@@ -49,6 +57,8 @@ class Depth:
     """Whether the composite of token-mean maps is drawn too, while there are few enough arms."""
     floor: float | None = None
     """Smaller values are drawn here, so that a logarithmic axis can show an exact zero."""
+    share_of: str = ""
+    """The measure that values are divided by, mean by mean."""
     per_stream: bool = False
     """Whether values are divided by the number of streams; such charts have something to say of one stream too."""
     several: bool = False
@@ -76,6 +86,9 @@ def backward(measurement: dict[str, Any]) -> Entries:
     """The composites up to the last sublayer."""
     return list(measurement["composite"]["backward"])
 
+
+PAPER = "As {} of arXiv 2512.24880 show for the authors\u2019 27B runs; here from these runs."
+"""Ends the captions of what the paper of mHC shows too."""
 
 DEPTH_CHARTS = {
     "composite-forward": Depth(
@@ -161,6 +174,50 @@ DEPTH_CHARTS = {
         "gradient_energy_gain",
     ),
 }
+PAPER_CHARTS = ("sublayer-forward", "sublayer-backward", "composite-forward", "composite-backward")
+
+
+def _share(title: str, caption: str, measure: str, whole: str) -> Depth:
+    return Depth(
+        title,
+        caption,
+        "share of energy",
+        sublayers,
+        measure,
+        middle="mean",
+        upper=False,
+        share_of=whole,
+        per_stream=True,
+        demand=math.inf,
+    )
+
+
+LEDGER_CHARTS = {
+    "ledger-carried": _share(
+        "Energy ledger: carried by the mixer",
+        "Of the streams\u2019 energy after a sublayer, the share that the mixer carried on, mean over tokens.",
+        "energy_residual",
+        "energy_out",
+    ),
+    "ledger-injected": _share(
+        "Energy ledger: injected by the sublayer",
+        "The share that the sublayer\u2019s output brought; what is missing from 1, or too much, is the cross term.",
+        "energy_injected",
+        "energy_out",
+    ),
+    "ledger-mixer": _share(
+        "Gradient ledger: through the mixer",
+        "Of the gradient\u2019s energy before a sublayer, the share that came through the mixer, mean over tokens.",
+        "gradient_mixer",
+        "gradient_out",
+    ),
+    "ledger-branch": _share(
+        "Gradient ledger: through the branch",
+        "The share that came back through the sublayer\u2019s input; the rest came through the maps and cross terms.",
+        "gradient_branch",
+        "gradient_out",
+    ),
+}
 
 BAND = "line the median token, band up to the largest"
 STATISTICS = {
@@ -184,13 +241,16 @@ LOOKS = {
 
 
 def over_depth(document: dict[str, Any], key: str) -> Chart | Omitted:
-    """One of `DEPTH_CHARTS` of a comparison; the composites are those of figures 3 and 7 of arXiv 2512.24880."""
+    """One of `DEPTH_CHARTS` or `LEDGER_CHARTS` of a comparison, from the last measurement of each arm's first seed."""
+    styles = looks(document)
     measured = [
-        Subject(arm["name"], index, arm["measurements"][-1])
+        Subject(arm["name"], index, arm["last"], style=styles[index])
         for index, arm in enumerate(document["arms"])
-        if arm["measurements"]
+        if arm["last"]
     ]
-    plot = DEPTH_CHARTS[key]
+    plot = (DEPTH_CHARTS | LEDGER_CHARTS)[key]
+    if key in PAPER_CHARTS:
+        plot = replace(plot, caption=f"{plot.caption} {PAPER.format('Figures 3 and 7')}")
     return side_by_side(key, plot, measured, True) or Omitted(plot.title, why_no_depth(document))
 
 
@@ -233,7 +293,7 @@ def _line(plot: Depth, subject: Subject, dotted: bool) -> Line:
     xs, middle = _points(plot, subject, lambda row: row[plot.measure][plot.middle])
     return Line(
         subject.name,
-        look(subject.index),
+        subject.look,
         xs,
         middle,
         _points(plot, subject, lambda row: row[plot.measure]["max"])[1] if plot.upper else None,
@@ -249,18 +309,24 @@ def _statistic(plot: Depth, name: str, row: dict[str, Any]) -> Number:
 def _points(plot: Depth, subject: Subject, read: Callable[[dict[str, Any]], Number]) -> tuple[list[int], list[float]]:
     """Where the measurement is known, and what `read` finds there."""
     rows = [row for row in plot.entries(subject.measurement) if plot.measure in row]
+    if plot.share_of:
+        return [row["index"] for row in rows], numbers(_part(read(row), row[plot.share_of]["mean"]) for row in rows)
     share = subject.streams if plot.per_stream else 1
     return [row["index"] for row in rows], numbers(map(read, rows), share, plot.floor)
 
 
+def _part(value: Number, whole: Number) -> Number:
+    return value / whole if value is not None and whole else None
+
+
 def any_streams(document: dict[str, Any]) -> bool:
     """Whether any arm of a comparison was measured and has several streams."""
-    return any(arm["measurements"] and arm["measurements"][-1]["streams"] > 1 for arm in document["arms"])
+    return any(arm["last"] and arm["last"]["streams"] > 1 for arm in document["arms"])
 
 
 def why_no_depth(document: dict[str, Any]) -> str:
     """Why a comparison lacks a chart of its residual paths."""
-    if not any(arm["measurements"] for arm in document["arms"]):
+    if not any(arm["last"] for arm in document["arms"]):
         return "the residual path was not measured in these runs"
     if not any_streams(document):
         return "every measured arm has a single stream, which nothing mixes"

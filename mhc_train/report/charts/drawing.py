@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from mhc_train.report.charts.readout import Trace, readout
+from mhc_train.report.readings import prominent
 from mhc_train.report.words import Real, typeset
 
 INK = "#010203"
@@ -27,6 +29,8 @@ COLOURS = ("#2680c8", "#d55e00", "#00946b", "#c0609a", "#a87900", "#7c6fd6")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (7, 2, 1.5, 2)), (0, (1.5, 1.5)), (0, (9, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SIZE = (5.2, 3.4)
+DPI = 72
+"""What makes matplotlib's pixels the units of its SVG."""
 LEGEND_ROW = 0.21
 """Inches that a figure grows for each further row of its legend, so that the axes keep their size."""
 STYLE: Any = {
@@ -78,6 +82,8 @@ class Look:
     colour: str
     dashes: Any
     marker: str
+    quiet: bool = False
+    """Whether it stays in the background, thin and without a place in the legend, because there are too many."""
 
 
 Legend = list[tuple[str, Look]]
@@ -86,8 +92,15 @@ Legend = list[tuple[str, Look]]
 
 def look(index: int) -> Look:
     """Colour, dashes and marker of the arm at `index`; a seventh arm takes the first colour with other dashes."""
-    colour, turn = index % len(COLOURS), index // len(COLOURS)
-    return Look(COLOURS[colour], DASHES[(index + turn) % len(DASHES)], MARKERS[(index + turn) % len(MARKERS)])
+    colour, turn, round_ = index % len(COLOURS), index // len(COLOURS), index // (len(COLOURS) * len(DASHES))
+    marker = (index + turn + round_) % len(MARKERS)
+    return Look(COLOURS[colour], DASHES[(index + turn) % len(DASHES)], MARKERS[marker])
+
+
+def looks(document: dict[str, Any]) -> list[Look]:
+    """How every arm of a comparison is drawn."""
+    shown = prominent(document)
+    return [replace(look(index), quiet=index not in shown) for index in range(len(document["arms"]))]
 
 
 def titled(title: str, name: str) -> str:
@@ -119,9 +132,18 @@ def scale(axes: Axes, values: Sequence[Real], demand: Real = 20, span: Real = 0.
     axes.set_ylim(bottom, top)
 
 
-def chart(key: str, title: str, caption: str, draw: Callable[[Axes], None], legend: Legend, description: str) -> Chart:
-    """A chart of the usual size, under a legend."""
-    return Chart(title, caption, svg(f"chart-{key}", title, description, SIZE, draw, legend))
+def chart(
+    key: str,
+    title: str,
+    caption: str,
+    draw: Callable[[Axes], None],
+    legend: Legend,
+    description: str,
+    traces: Sequence[Trace] = (),
+    unit: str = "",
+) -> Chart:
+    """A chart of the usual size, under a legend; `traces` are what the page's script reads out, at x in `unit`."""
+    return Chart(title, caption, svg(f"chart-{key}", title, description, SIZE, draw, legend, traces, unit))
 
 
 def svg(
@@ -131,20 +153,33 @@ def svg(
     size: tuple[Real, Real],
     draw: Callable[[Axes], None],
     legend: Legend | None = None,
+    traces: Sequence[Trace] = (),
+    unit: str = "",
 ) -> str:
     """What `draw` puts on axes of `size` inches, as an `<svg>` element with unique ids that begin with `key`."""
     stream = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        rows = _legend_rows([name for name, _ in legend]) if legend else []
+        entries = _entries(legend or [])
+        rows = _legend_rows([name for name, _ in entries]) if entries else []
+        height = size[1] + LEGEND_ROW * max(0, len(rows) - 1)
         # Without pyplot there is no state that outlives the figure, and no display is looked for.
-        figure = Figure(figsize=(size[0], size[1] + LEGEND_ROW * max(0, len(rows) - 1)), layout="constrained")
-        draw(figure.add_subplot())
-        if legend:
-            _legend(figure, legend, len(rows[0]))
+        figure = Figure(figsize=(size[0], height), layout="constrained", dpi=DPI)
+        axes = figure.add_subplot()
+        draw(axes)
+        if entries:
+            _legend(figure, entries, len(rows[0]))
         figure.savefig(
             stream, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-    return _inline(stream.getvalue(), key, title, description)
+        values = readout(axes, height * DPI, traces, unit) if traces else ""
+    return _inline(stream.getvalue(), key, title, description, values)
+
+
+def _entries(legend: Legend) -> Legend:
+    """The legend without what stays in the background, which is only counted."""
+    quiet = sum(style.quiet for _, style in legend)
+    shown = [(name, style) for name, style in legend if not style.quiet]
+    return [*shown, (f"{quiet} others, thin", Look(INK, "-", "", True))] if quiet else shown
 
 
 def _legend_rows(names: list[str]) -> list[list[str]]:
@@ -155,7 +190,10 @@ def _legend_rows(names: list[str]) -> list[list[str]]:
 
 def _legend(figure: Figure, legend: Legend, columns: int) -> None:
     """Above the axes, where it hides nothing."""
-    handles = [Line2D([], [], color=s.colour, linestyle=s.dashes, marker=s.marker, linewidth=2) for _, s in legend]
+    handles = [
+        Line2D([], [], color=s.colour, linestyle=s.dashes, marker=s.marker, linewidth=0.8 if s.quiet else 2)
+        for _, s in legend
+    ]
     # matplotlib takes a leading underscore for "not in the legend".
     labels = [_shortened(f"\u200b{name}" if name.startswith("_") else name) for name, _ in legend]
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2)
@@ -165,8 +203,8 @@ def _shortened(name: str, most: int = 54) -> str:
     return name if len(name) <= most else name[: most - 1] + "\u2026"
 
 
-def _inline(drawing: str, key: str, title: str, description: str) -> str:
-    """A stand-alone SVG file as one `<svg>` element that can stand beside others in a page."""
+def _inline(drawing: str, key: str, title: str, description: str, values: str) -> str:
+    """A stand-alone SVG file as one `<svg>` element that can stand beside others in a page, with `values` to read."""
     box = re.search(r'<svg[^>]*viewBox="([^"]+)"[^>]*>', drawing)
     assert box
     # A style sheet inside would apply to the whole page; metadata and comments are for stand-alone files.
@@ -176,8 +214,11 @@ def _inline(drawing: str, key: str, title: str, description: str) -> str:
     body = re.sub(r"font-family: [^;\"]+", "font-family: inherit", body)
     body = re.sub(r"font: (?:(italic) )?([\d.]+px) [^;\"]+", _font, body).replace(INK, "currentColor")
     head = f'<svg class="chart" role="img" viewBox="{box[1]}" aria-labelledby="{key}-title {key}-desc"'
+    head += f' data-readout="{escape(values)}"' if values else ""
     head += ' stroke-linejoin="round" stroke-linecap="butt">'
     head += f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>'
+    # A hundredth of a point is finer than any screen, and thousands of coordinates fit into a page.
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
     return head + re.sub(r"\s*\n\s*", "\n", body)
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from mhc_train.report.charts.curves import QUIET
 from mhc_train.report.charts.drawing import INK, Chart, Look, chart, scale
+from mhc_train.report.charts.readout import Trace
 from mhc_train.report.words import Number, Real, short
 
 FLOOR = 1e-12
@@ -67,7 +69,9 @@ def over_sublayers(
 
     text = f"{label} over depth. " + " ".join(map(_spoken, lines))
     legend = [(line.name, line.look) for line in lines]
-    return chart(key, title, caption + gaps((line.name, line.gaps) for line in lines), draw, legend, text)
+    traces = [Trace(line.name, line.look.colour, list(zip(line.xs, line.middle, strict=True))) for line in lines]
+    caption += gaps((line.name, line.gaps) for line in lines)
+    return chart(key, title, caption, draw, legend, text, traces, "sublayers")
 
 
 def numbers(values: Iterable[Number], share: Real = 1, floor: float | None = None) -> list[float]:
@@ -82,6 +86,9 @@ def gaps(missing: Iterable[tuple[str, int]]) -> str:
 
 
 def _draw(axes: Axes, line: Line) -> None:
+    if line.look.quiet:
+        axes.plot(line.xs, line.middle, color=line.look.colour, linewidth=0.8, alpha=QUIET)
+        return
     every = max(1, len(line.xs) // 12)
     style = {"color": line.look.colour, "linestyle": line.look.dashes, "marker": line.look.marker, "markevery": every}
     if line.upper:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mhc_train.report.charts.drawing import COLOURS, INK, Chart, svg
+from mhc_train.report.readings import prominent
 from mhc_train.report.words import Number, Real
 
 Matrix = list[list[Number]]
@@ -16,11 +17,13 @@ SMALL = 4
 
 
 def heat_maps(document: dict[str, Any]) -> list[tuple[str, list[Chart]]]:
-    """For every arm with several streams, the token-mean H_res of three sublayers and of the whole composite."""
+    """For every arm that charts show in full strength and that has several streams, the token-mean H_res of three
+    sublayers and of the whole composite."""
+    shown = prominent(document)
     return [
-        (arm["name"], _maps_of(f"map-{index}", arm["name"], arm["measurements"][-1]))
+        (arm["name"], _maps_of(f"map-{index}", arm["name"], arm["last"]))
         for index, arm in enumerate(document["arms"])
-        if arm["measurements"] and arm["measurements"][-1]["streams"] > 1
+        if index in shown and arm["last"] and arm["last"]["streams"] > 1
     ]
 
 

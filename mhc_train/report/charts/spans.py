@@ -1,9 +1,7 @@
 """A composite for every span of sublayers, as an L x L triangle: where the depth amplifies, and where it collapses."""
 
 import math
-import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -55,8 +53,7 @@ def span_map(key: str, title: str, caption: str, name: str, values: Triangle) ->
         axes.set_aspect("equal")
         axes.grid(False)
 
-    drawn = chart(key, titled(title, name), caption, draw, [], _spoken(title, values))
-    return replace(drawn, svg=_rounded(drawn.svg))
+    return chart(key, titled(title, name), caption, draw, [], _spoken(title, values))
 
 
 def _factor(values: Triangle) -> float:
@@ -136,8 +133,3 @@ def _spoken(title: str, values: Triangle) -> str:
         ]
         text += f"{'; '.join(ends)}; whole depth {number(values[0][-1])}. "
     return text + (f"Not finite at {missing} spans." if missing else "")
-
-
-def _rounded(svg: str) -> str:
-    """Coordinates of paths to a hundredth: thousands of cells fit into a page."""
-    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)

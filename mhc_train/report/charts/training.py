@@ -1,122 +1,179 @@
 """What training did: losses, gradient norms, and the composite gain from measurement to measurement."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from mhc_train.report.charts.curves import Points, by_x, ends, mean_curve, over_seeds, thick, thin, tokens_axis
-from mhc_train.report.charts.depth import any_streams, why_no_depth
-from mhc_train.report.charts.drawing import INK, Chart, Legend, Omitted, chart, look, scale
+from mhc_train.report.charts.curves import QUIET, Points, by_x, ends, mean_curve, over_seeds, thin, tokens_axis
+from mhc_train.report.charts.depth import PAPER, any_streams, why_no_depth
+from mhc_train.report.charts.drawing import INK, Chart, Omitted, chart, looks, scale
 from mhc_train.report.charts.lines import gaps
-from mhc_train.report.readings import largest
+from mhc_train.report.charts.readout import Trace
+from mhc_train.report.readings import Document
 
 
-def loss(document: dict[str, Any]) -> Chart | Omitted:
+def loss(document: Document) -> Chart | Omitted:
     """Training and validation loss against tokens."""
     title = "Loss"
     arms = _with_curve(document, "train_loss") | _with_curve(document, "val_loss")
     if not arms:
         return Omitted(title, "no run logged a loss")
+    styles = looks(document)
     several = any(len(arm["curves"]) > 1 for arm in arms.values())
     caption = "Thick with markers: validation loss" + (" (mean over seeds; thin: each seed)." if several else ".")
     caption += " Thin and pale: training loss, the mean since the logged step before."
 
     def draw(axes: Axes) -> None:
         for index, arm in arms.items():
-            for run in arm["curves"]:
-                thin(axes, run["train_loss"], look(index), 0.45)
-            over_seeds(axes, _runs(arm, "val_loss"), look(index))
+            for run in [] if styles[index].quiet else arm["curves"]:
+                thin(axes, run["train_loss"], styles[index], 0.45)
+            over_seeds(axes, _runs(arm, "val_loss"), styles[index])
         tokens_axis(axes, "loss (nats per token)")
 
-    spoken = [ends(arm["name"], mean_curve(_runs(arm, "val_loss")), "tokens") for arm in arms.values()]
-    text = "Validation loss against tokens. " + " ".join(spoken)
-    return chart("loss", title, caption, draw, _legend(document, sorted(arms)), text)
+    curves = {index: mean_curve(_runs(arm, "val_loss")) for index, arm in arms.items()}
+    return _chart(document, "loss", title, caption, draw, curves, "Validation loss against tokens.")
 
 
-def loss_difference(document: dict[str, Any]) -> Chart | Omitted:
-    """Validation loss minus the first arm's, at the same tokens and seed."""
-    title = "Validation loss relative to the first arm"
-    first, *others = document["arms"]
-    if not others:
+def loss_difference(document: Document) -> Chart | Omitted:
+    """Validation loss minus the reference's, at the same tokens and seed."""
+    base, title = _reference(document), "Loss gap against the reference"
+    curves = {
+        index: _differences(base, arm) for index, arm in enumerate(document["arms"]) if arm["name"] != base["name"]
+    }
+    if not curves:
         return Omitted(title, "there is only one arm")
-    curves = {index: _differences(first, arm) for index, arm in enumerate(others, start=1)}
     curves = {index: runs for index, runs in curves.items() if any(len(run) > 1 for run in runs)}
     if not curves:
-        return Omitted(title, f"no arm was validated at the same tokens and seeds as {first['name']} more than once")
-    caption = f"Below zero: lower loss than {first['name']} at the same number of tokens, with the same seed."
+        return Omitted(title, f"no arm was validated at the same tokens and seeds as {base['name']} more than once")
+    styles = looks(document)
+    caption = f"Validation loss minus that of {base['name']} at the same number of tokens, with the same seed; below "
+    caption += "zero is lower. "
 
     def draw(axes: Axes) -> None:
         axes.axhline(0, color=INK, linewidth=1, alpha=0.6)
         for index, runs in curves.items():
-            over_seeds(axes, runs, look(index))
+            over_seeds(axes, runs, styles[index])
         tokens_axis(axes, "difference of loss (nats)")
 
-    spoken = [ends(document["arms"][index]["name"], mean_curve(runs), "tokens") for index, runs in curves.items()]
-    text = f"Validation loss minus that of {first['name']}, against tokens. " + " ".join(spoken)
-    return chart("loss-difference", title, caption, draw, _legend(document, curves), text)
+    means = {index: mean_curve(runs) for index, runs in curves.items()}
+    text = f"Validation loss minus that of {base['name']}, against tokens."
+    return _chart(document, "loss-difference", title, caption + PAPER.format("Figures 2 and 5"), draw, means, text)
 
 
-def gradient_norm(document: dict[str, Any]) -> Chart | Omitted:
+def gradient_norm(document: Document) -> Chart | Omitted:
     """Global gradient norm before clipping, against tokens."""
     title = "Gradient norm"
     arms = _with_curve(document, "grad_norm")
     if not arms:
         return Omitted(title, "no run logged a gradient norm")
+    styles = looks(document)
     clip = document["configuration"]["shared"].get("optim.grad_clip")
     caption = "Global norm of the gradient before clipping"
-    caption += f"; the horizontal line is the clipping threshold, {clip:g}." if clip else "."
+    caption += f"; the horizontal line is the clipping threshold, {clip:g}. " if clip else ". "
 
     def draw(axes: Axes) -> None:
         if clip:
             axes.axhline(clip, color=INK, linewidth=1, alpha=0.6)
         for index, arm in arms.items():
-            for points in _runs(arm, "grad_norm"):
-                thin(axes, points, look(index), 0.9, look(index).dashes)
+            style = styles[index]
+            for points in _runs(arm, "grad_norm")[: 1 if style.quiet else None]:
+                thin(axes, points, style, QUIET if style.quiet else 0.9, "-" if style.quiet else style.dashes)
         tokens_axis(axes, "gradient norm")
         scale(axes, [norm for arm in arms.values() for run in _runs(arm, "grad_norm") for _, norm in run], span=0.1)
 
-    spoken = [ends(arm["name"], mean_curve(_runs(arm, "grad_norm")), "tokens") for arm in arms.values()]
-    text = "Gradient norm before clipping, against tokens. " + " ".join(spoken)
-    return chart("gradient-norm", title, caption, draw, _legend(document, arms), text)
+    curves = {index: mean_curve(_runs(arm, "grad_norm")) for index, arm in arms.items()}
+    text = "Gradient norm before clipping, against tokens."
+    return _chart(document, "gradient-norm", title, caption + PAPER.format("Figures 2 and 5"), draw, curves, text)
 
 
-def gain_over_training(document: dict[str, Any], direction: str) -> Chart | Omitted:
-    """The largest composite gain at every measurement; `direction` is forward or backward."""
-    title = f"Composite {direction} gain during training"
-    runs = {index: _gains(arm, direction) for index, arm in enumerate(document["arms"]) if arm["measurements"]}
+def over_training(document: Document, key: str) -> Chart | Omitted:
+    """A number of the whole path at every measurement; `key` is one of `COURSES`."""
+    course = COURSES[key]
     if not any_streams(document):
-        return Omitted(title, why_no_depth(document))
-    if not any(len(points) > 1 for points in runs.values()):
-        return Omitted(title, "the residual path was measured fewer than two times")
+        return Omitted(course.title, why_no_depth(document))
+    styles = looks(document)
+    runs = {
+        index: [_course(each["points"], key) for each in arm["courses"]]
+        for index, arm in enumerate(document["arms"])
+        if arm["last"] and not (key == "difference_gain" and arm["last"]["streams"] == 1)
+    }
+    if not any(len(points) > 1 for each in runs.values() for points in each):
+        return Omitted(course.title, "the residual path was measured fewer than two times")
 
     def draw(axes: Axes) -> None:
         axes.axhline(1, color=INK, linewidth=1, alpha=0.6)
-        for index, points in runs.items():
-            thick(axes, points, look(index))
-        axes.set(xlabel="optimizer step", ylabel=f"largest {direction} Amax gain")
+        for index, each in runs.items():
+            over_seeds(axes, each, styles[index])
+        axes.set(xlabel="optimizer step", ylabel=course.label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        scale(axes, [gain for points in runs.values() for _, gain in points])
+        scale(axes, [gain for each in runs.values() for points in each for _, gain in points])
 
-    spoken = [ends(document["arms"][index]["name"], points, "steps") for index, points in runs.items()]
-    text = f"Largest composite {direction} gain against training steps. " + " ".join(spoken)
-    caption = f"Largest composite {direction} gain over sublayers and tokens at every measurement."
-    short = {index: len(document["arms"][index]["measurements"]) - len(points) for index, points in runs.items()}
-    caption += gaps((document["arms"][index]["name"], count) for index, count in short.items())
-    return chart(f"training-{direction}", title, caption, draw, _legend(document, runs), text)
+    several = any(len(each) > 1 for each in runs.values())
+    caption = course.caption + (" Thick: mean over seeds; thin: each seed." if several else "")
+    caption += gaps((document["arms"][index]["name"], _missing(document["arms"][index], key)) for index in runs)
+    curves = {index: mean_curve(each) for index, each in runs.items()}
+    return _chart(
+        document, f"training-{key.partition('_')[0]}", course.title, caption, draw, curves, f"{course.title}.", "steps"
+    )
 
 
-def _with_curve(document: dict[str, Any], key: str) -> dict[int, dict[str, Any]]:
+@dataclass(frozen=True)
+class Course:
+    """A chart of one number of the whole path over the training."""
+
+    title: str
+    caption: str
+    label: str
+
+
+COURSES = {
+    f"{way}_gain": Course(
+        f"Composite {way} gain during training",
+        f"Largest composite {way} gain over sublayers and tokens at every measurement.",
+        f"largest {way} Amax gain",
+    )
+    for way in ("forward", "backward")
+} | {
+    "difference_gain": Course(
+        "Differences between streams during training",
+        "What the composite of the whole depth leaves of differences between streams, median token: 0 is collapse.",
+        "composite difference gain",
+    )
+}
+
+
+def _chart(
+    document: Document,
+    key: str,
+    title: str,
+    caption: str,
+    draw: Callable[[Axes], None],
+    curves: Mapping[int, Points],
+    reading: str,
+    unit: str = "tokens",
+) -> Chart:
+    """A chart of arms by their index, each with the curve that stands for it in words and in the readout."""
+    styles = looks(document)
+    names = {index: document["arms"][index]["name"] for index in sorted(curves)}
+    spoken = [ends(names[index], curves[index], unit) for index in names]
+    legend = [(name, styles[index]) for index, name in names.items()]
+    traces = [Trace(name, styles[index].colour, curves[index]) for index, name in names.items()]
+    return chart(key, title, caption.strip(), draw, legend, " ".join([reading, *spoken]), traces, unit)
+
+
+def _with_curve(document: Document, key: str) -> dict[int, Document]:
     """Arms of which some run logged `key`, by their index."""
     return {index: arm for index, arm in enumerate(document["arms"]) if any(_runs(arm, key))}
 
 
-def _runs(arm: dict[str, Any], key: str) -> list[Points]:
+def _runs(arm: Document, key: str) -> list[Points]:
     return [run[key] for run in arm["curves"]]
 
 
-def _differences(first: dict[str, Any], arm: dict[str, Any]) -> list[Points]:
+def _differences(first: Document, arm: Document) -> list[Points]:
     """Validation loss of `arm` minus that of `first`, for every common seed at every common number of tokens."""
     base = {run["seed"]: by_x(run["val_loss"]) for run in first["curves"]}
     return [
@@ -130,11 +187,15 @@ def _differences(first: dict[str, Any], arm: dict[str, Any]) -> list[Points]:
     ]
 
 
-def _gains(arm: dict[str, Any], direction: str) -> list[Any]:
-    """(step, gain) of every measurement with a finite gain."""
-    gains = [(m["step"], largest(m["composite"][direction], f"{direction}_gain")) for m in arm["measurements"]]
-    return [(step, gain) for step, gain in gains if gain is not None]
+def _course(points: Points, key: str) -> list[Any]:
+    """(step, value) of every measurement with a finite value."""
+    return [(point["step"], point[key]) for point in points if point[key] is not None]
 
 
-def _legend(document: dict[str, Any], drawn: Iterable[int]) -> Legend:
-    return [(document["arms"][index]["name"], look(index)) for index in drawn]
+def _missing(arm: Document, key: str) -> int:
+    return sum(point[key] is None for each in arm["courses"] for point in each["points"])
+
+
+def _reference(document: Document) -> Document:
+    reference: Document = next(arm for arm in document["arms"] if arm["name"] == document["reference"])
+    return reference

@@ -1,5 +1,8 @@
 """A strict reader of HTML for tests: balanced tags, ids, links, and tables as rows of text."""
 
+import base64
+import hashlib
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -43,6 +46,8 @@ class Page(HTMLParser):
             self.tables[self._caption] = self._rows
 
     def handle_data(self, data: str) -> None:
+        if "script" in self.open:
+            return
         self.text += data
         if "caption" in self.open:
             self._caption += data
@@ -60,3 +65,13 @@ class Page(HTMLParser):
     def row(self, caption: str, head: str) -> list[str]:
         """The cells beside the first row header `head` of a table."""
         return next(row[1:] for row in self.tables[caption] if row[0] == head)
+
+
+def without_script(text: str) -> str:
+    """The page without its one script, which its policy must allow by hash, and nothing else."""
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)
+    assert policy.startswith("default-src 'none'")
+    assert f"script-src 'sha256-{allowed}';" in policy
+    return text.replace(f"<script>{script}</script>", "")

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,10 +24,10 @@ DRAWINGS: dict[str, Callable[[Document], Chart | Omitted]] = {
     "loss": charts.loss,
     "loss-difference": charts.loss_difference,
     "gradient-norm": charts.gradient_norm,
-    "training-forward": lambda document: charts.gain_over_training(document, "forward"),
-    "training-backward": lambda document: charts.gain_over_training(document, "backward"),
-    **{key: lambda document, key=key: charts.over_depth(document, key) for key in charts.DEPTH_CHARTS},  # type: ignore[misc]
+    **{f"training-{key}": partial(charts.over_training, key=key) for key in charts.COURSES},
+    **{key: partial(charts.over_depth, key=key) for key in (charts.DEPTH_CHARTS | charts.LEDGER_CHARTS)},
 }
+OF_ONE_STREAM = ("energy", *charts.LEDGER_CHARTS)
 PATH_DRAWINGS = [key for key in DRAWINGS if key not in ("loss", "loss-difference", "gradient-norm")]
 
 
@@ -121,7 +122,7 @@ def test_only_arms_that_are_drawn_stand_in_the_legend(document: Document) -> Non
 
 
 def test_energy_is_per_stream(document: Document) -> None:
-    mhc = document["arms"][2]["measurements"][-1]["sublayers"]
+    mhc = document["arms"][2]["last"]["sublayers"]
     text = description(drawn(charts.over_depth(document, "energy")))
     assert f"mhc: {mhc[0]['energy_out']['mean'] / 4:.4g} at the first point" in text
 
@@ -135,7 +136,7 @@ def test_unmeasured_runs_have_no_empty_chart(tmp_path: Path, key: str) -> None:
     assert charts.heat_maps(document) == []
 
 
-@pytest.mark.parametrize("key", [key for key in PATH_DRAWINGS if key != "energy"])
+@pytest.mark.parametrize("key", [key for key in PATH_DRAWINGS if key not in OF_ONE_STREAM])
 def test_single_streams_have_no_empty_chart(tmp_path: Path, key: str) -> None:
     drawing = DRAWINGS[key](compare_runs([write_run(tmp_path, "residual")]))
     assert isinstance(drawing, Omitted)
@@ -143,7 +144,7 @@ def test_single_streams_have_no_empty_chart(tmp_path: Path, key: str) -> None:
 
 
 def test_a_single_measurement_is_no_curve(tmp_path: Path) -> None:
-    drawing = charts.gain_over_training(compare_runs([write_run(tmp_path, "mhc", measurements=1)]), "forward")
+    drawing = charts.over_training(compare_runs([write_run(tmp_path, "mhc", measurements=1)]), "forward_gain")
     assert isinstance(drawing, Omitted)
 
 
@@ -156,13 +157,14 @@ def test_runs_without_a_logged_value_are_said_to_have_none(tmp_path: Path) -> No
 
 
 def test_numbers_that_are_not_finite_become_gaps_that_the_caption_names(document: Document) -> None:
-    hc = document["arms"][1]["measurements"][-1]
+    hc = document["arms"][1]["last"]
     for statistic in hc["composite"]["forward"][3]["forward_gain"]:
         hc["composite"]["forward"][3]["forward_gain"][statistic] = None
     chart = drawn(charts.over_depth(document, "composite-forward"))
     assert "hc is not finite at 1 of the points" in chart.caption
     assert "nan" not in chart.svg.lower()
-    assert "hc is not finite at 1 of the points" in drawn(charts.gain_over_training(document, "forward")).caption
+    document["arms"][1]["courses"][0]["points"][1]["forward_gain"] = None
+    assert "hc is not finite at 1 of the points" in drawn(charts.over_training(document, "forward_gain")).caption
 
 
 def test_large_ranges_have_a_logarithmic_axis(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_heat_maps_print_entries_and_sums(document: Document) -> None:
 
 def test_heat_maps_keep_rows_and_columns_apart(document: Document) -> None:
     matrix = [[0.9, -0.2], [0.3, None]]
-    document["arms"][2]["measurements"][-1]["sublayers"][0]["mean_maps"]["res"] = matrix
+    document["arms"][2]["last"]["sublayers"][0]["mean_maps"]["res"] = matrix
     (_, figures) = charts.heat_maps(document)[1]
     text = description(figures[0])
     assert "top to bottom: .900 \u2212.200; .300 n. f.." in text
