@@ -48,7 +48,10 @@ def joined() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    yield all_ranks()
+    ranks = all_ranks()
+    # The first rank serves the meeting: were it refused and gone at once, others that still join would only see it gone.
+    ranks.gather(None)
+    yield ranks
     # Only after an orderly end: this waits for what other ranks are in the middle of.
     dist.destroy_process_group()
 

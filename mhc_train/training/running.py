@@ -126,7 +126,7 @@ def _train(session: Session, opened: Opened) -> None:
             _sample(session)
     except BaseException as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
-            status = "stopped" if isinstance(error, Stopped) else "failed"
+            status = "stopped" if isinstance(error, (Stopped, Interrupted)) else "failed"
             opened.record(status, error=str(error), step=session.progression.step, **_data_facts(session))
         raise
 
