@@ -28,14 +28,18 @@ def write_report(document: Document, directory: Path) -> Path:
     Raises:
         StorageError: a file cannot be written.
     """
-    # One line: indented, every number of a curve would have a line of its own.
-    write_text(directory / "report.json", json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n")
-    write_text(directory / "curves.csv", curves_csv(document))
-    write_text(directory / "layers.csv", layers_csv(document))
-    write_text(directory / "report.md", to_markdown(document))
-    page = directory / "report.html"
-    write_text(page, to_html(document))
-    return page
+    # All are made before any is written: nothing is left half done where one cannot be made.
+    files = {
+        # One line: indented, every number of a curve would have a line of its own.
+        "report.json": json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n",
+        "curves.csv": curves_csv(document),
+        "layers.csv": layers_csv(document),
+        "report.md": to_markdown(document),
+        "report.html": to_html(document),
+    }
+    for name, text in files.items():
+        write_text(directory / name, text)
+    return directory / "report.html"
 
 
 def to_html(document: Document) -> str:
