@@ -52,8 +52,8 @@ METRICS: dict[str, Callable[[Document], Number]] = {
     "backward_gain": _gain("backward"),
     "failed": lambda arm: len(arm.get("failed", [])),
 }  # fmt: skip
-"""Numbers of an arm that can be compared. Over its finished runs, losses are means, speeds and times medians, memory and
-gains the largest (gains of the composite at the last measurement, over depth and tokens); `skipped` is their sum,
+"""Numbers of an arm that can be compared. Over its finished runs, losses are means, speeds and times medians, memory
+and gains the largest (gains of the composite at the last measurement, over depth and tokens), `skipped` is the sum;
 `failed` counts the runs that did not finish."""
 
 
