@@ -72,25 +72,22 @@ def _seeds(arms: list[Document]) -> str:
 def _missing(document: Document) -> list[str]:
     """Runs that failed or left nothing: whoever is not told of them takes the others for all."""
     arms = document["arms"]
-    failed = [f"{arm['name']} with seed {run['seed']}" for arm in arms for run in arm["failed"]]
-    unread = [
-        f"{arm['name']} with seed {seed}"
-        for arm in arms
-        for seed, value in arm["val_loss_by_seed"].items()
-        if value is None
-    ]
+    failed = [_run(arm, run["seed"]) for arm in arms for run in arm["failed"]]
+    unread = [_run(arm, seed) for arm in arms for seed, value in arm["val_loss_by_seed"].items() if value is None]
     sentences = []
     if failed:
-        sentences.append(
-            f"{many(len(failed), 'run')} did not finish{_few(failed)}; no mean has a number of such a run."
-        )
+        amount = many(len(failed), "run")
+        sentences.append(f"{amount} did not finish{_few(failed)}; no mean has a number of such a run.")
     if unread:
-        sentences.append(
-            f"{many(len(unread), 'run')} ended without a finite validation loss{_few(unread)}, which counts as failing."
-        )
+        amount = many(len(unread), "run")
+        sentences.append(f"{amount} ended without a finite validation loss{_few(unread)}, which counts as failing.")
     if document["lost"]:
         sentences.append(f"{many(len(document['lost']), 'planned run')} left nothing to compare.")
     return sentences
+
+
+def _run(arm: Document, seed: int | str) -> str:
+    return f"{arm['name']} with seed {seed}"
 
 
 def _few(names: list[str]) -> str:
@@ -234,10 +231,18 @@ def _power(rows: list[Document]) -> list[str]:
 def at_equal_budgets(document: Document) -> list[str]:
     """Who stands where against the reference at equal tokens, operations and time, in a line each."""
     return [
-        f"{budget_of(row)}: "
-        + "; ".join(f"{found}: {named(names)}" for found, names in _by_verdict(row["differences"]).items())
+        f"{budget_of(row)}: {'; '.join(_grouped(row['differences']))}"
         for row in document["budgets"]
         if row["differences"]
+    ]
+
+
+def _grouped(rows: list[Document]) -> list[str]:
+    found = _by_verdict(rows)
+    # What is shown stands first.
+    return [
+        f"{named(names)} {verdict}" if verdict in ("lower", "higher") else f"{verdict} for {named(names)}"
+        for verdict, names in sorted(found.items(), key=lambda pair: pair[0] not in ("lower", "higher"))
     ]
 
 

@@ -131,26 +131,21 @@ def costs(document: Document) -> Table:
     counts = {arm["peak_memory_counted"] for arm in arms}
     counted_memory = str(arms[0]["peak_memory_counted"]) if len(counts) == 1 else "see the run's status.json"
     shared = f"; {document['concurrent']} runs at once: no measurement" if document["concurrent"] > 1 else ""
+    medians = "median of logged steps, then of seeds"
     rows = [
         _row("parameters", "", arms, lambda arm: count(arm["params"])),
         _row("of them in the residual path", "", arms, lambda arm: counted(arm["parameters"].get("path", 0))),
         _row("FLOPs per token", "forward and backward", arms, lambda arm: count(arm["flops_per_token"])),
-        _row(
-            "tokens per second",
-            f"median of logged steps, then of seeds{shared}",
-            arms,
-            lambda arm: rate(arm["tokens_per_second"]),
-        ),
-        _row(
-            "step time",
-            f"relative to {document['reference']}, from the same medians",
-            arms,
-            lambda arm: times(arm["relative_step_time"]),
-        ),
-        _row("training time", "median over seeds, without validation", arms, lambda arm: duration(arm["seconds"])),
+        _row("tokens per second", f"{medians}{shared}", arms, lambda arm: rate(arm["tokens_per_second"])),
+        _row("step time", f"over {document['reference']}'s, {medians}", arms, _step_time),
+        _row("training time", "without validation, median over seeds", arms, lambda arm: duration(arm["seconds"])),
         _row("peak memory", f"{counted_memory}, largest of all seeds", arms, lambda arm: memory(arm["peak_memory"])),
     ]
     return oriented(Table("Size, speed and memory", [arm["name"] for arm in arms], rows, arms=True))
+
+
+def _step_time(arm: Document) -> str:
+    return times(arm["relative_step_time"])
 
 
 def results(document: Document) -> Table:
@@ -278,9 +273,10 @@ def _more_seeds(power: Document | None) -> str:
 
 def budgets(document: Document) -> Table | None:
     """Validation loss at equal tokens, FLOPs and time; None where there is nothing to compare."""
-    names, rows, paired = [arm["name"] for arm in document["arms"]], document["budgets"], uneven(document)
+    names, rows = [arm["name"] for arm in document["arms"]], document["budgets"]
     if len(names) < 2 or not rows:
         return None
+    paired = uneven(document)
     drawn = [
         (Cell(budget_of(row), row["caveat"] or ""), [_at_budget(row, name, paired) for name in names]) for row in rows
     ]
@@ -290,11 +286,11 @@ def budgets(document: Document) -> Table | None:
 def _at_budget(row: Document, arm: str, paired: bool) -> Cell:
     """The mean loss, and the difference from the reference; `paired` says over how many seeds where means do not."""
     found = next((each for each in row["differences"] if each["b"] == arm), None)
-    value = row["losses"][arm]
+    text = "none" if row["losses"][arm] is None else loss(row["losses"][arm])
     if found is None:
-        return Cell("none" if value is None else loss(value))
+        return Cell(text)
     over = f" over {many(len(found['seeds']), 'common seed')}" if paired else ""
-    return Cell("none" if value is None else loss(value), f"{signed(found['mean'])}{over}; {found['verdict']}")
+    return Cell(text, f"{signed(found['mean'])}{over}; {found['verdict']}")
 
 
 def scorecard(document: Document) -> Table | None:
