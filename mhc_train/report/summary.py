@@ -65,8 +65,9 @@ def _trained(arms: list[Document]) -> str:
 def _seeds(arms: list[Document]) -> str:
     """How many finished, of arms that may have different numbers."""
     least, most = (bound(len(arm["seeds"]) for arm in arms) for bound in (min, max))
-    amount = "one" if least == 1 else str(least)
-    return f"{amount} seed{'' if most == 1 else 's'}" if least == most else f"{amount} to {most} seeds"
+    if least < most:
+        return f"{least} to {most} seeds"
+    return "one seed" if most == 1 else f"{most} seeds"
 
 
 def _missing(document: Document) -> list[str]:
@@ -80,7 +81,7 @@ def _missing(document: Document) -> list[str]:
         sentences.append(f"{amount} did not finish{_few(failed)}; no mean has a number of such a run.")
     if unread:
         amount = many(len(unread), "run")
-        sentences.append(f"{amount} ended without a finite validation loss{_few(unread)}, which counts as failing.")
+        sentences.append(f"{amount} ended without a finite validation loss{_few(unread)}, which counts as a failure.")
     if document["lost"]:
         sentences.append(f"{many(len(document['lost']), 'planned run')} left nothing to compare.")
     return sentences
@@ -123,11 +124,14 @@ def _loss(document: Document) -> list[str]:
     if len(losses) < 2:
         return [f"Only {listed(list(losses))} has a final validation loss, so that nothing is compared."]
     common = set.intersection(*map(set, losses.values()))
-    if not common:
-        return ["No seed is common to all arms, so that their means are not ranked.", *_certainty(document, [])]
+    if uneven(document) and len(common) < 2:
+        return [
+            "All arms have less than two seeds in common, so their means are not ranked.",
+            *_certainty(document, []),
+        ]
     means = {name: fmean(found[seed] for seed in common) for name, found in losses.items()}
     ranked = sorted(means, key=lambda name: means[name])
-    told = f" over {many(len(common), 'common seed')}" if uneven(document) else ""
+    told = f" over the {len(common)} common seeds" if uneven(document) else ""
     kind = "mean validation loss" if len(common) > 1 else "validation loss"
     lead = f"The lowest {kind}{told} is that of {ranked[0]}, {loss(means[ranked[0]])} nats per token"
     return [f"{lead}{_margin(means, ranked, document['reference'])}.", *_certainty(document, ranked)]
@@ -167,17 +171,20 @@ def _estimate(row: Document) -> str:
     if row["interval"] is None:
         return text
     low, high = map(signed, row["interval"])
-    text += f", 95 % interval {low} to {high} over {len(row['seeds'])} seeds, corrected p {chance(row['p_corrected'])}"
-    return text if row["effect"] is None else f"{text}, {number(abs(row['effect']), 2)} times the spread between seeds"
+    over = f"over {many(len(row['seeds']), 'seed')}"
+    return f"{text}, 95 % interval {low} to {high} {over}, corrected p {chance(row['p_corrected'])}"
 
 
 def _shown(row: Document) -> str:
     """A difference as a sentence."""
     if row["interval"] is None:
         return f"{row['b']} against {row['a']}: {row['verdict']}."
+    known = _estimate(row)
+    if row["effect"] is not None:
+        known += f", {number(abs(row['effect']), 2)} times the spread between seeds"
     if row["verdict"] in ("lower", "higher"):
-        return f"{row['b']} is {row['verdict']} than {row['a']}: {_estimate(row)}."
-    return f"Between {row['b']} and {row['a']}: {row['verdict']} ({_estimate(row)})."
+        return f"{row['b']} is {row['verdict']} than {row['a']}: {known}."
+    return f"Between {row['b']} and {row['a']}: {row['verdict']} ({known})."
 
 
 def _by_verdict(rows: list[Document]) -> dict[str, list[str]]:
