@@ -123,17 +123,20 @@ def _loss(document: Document) -> list[str]:
         return [f"Its validation loss is {loss(fmean(found.values()))} nats per token."]
     if len(losses) < 2:
         return [f"Only {listed(list(losses))} has a final validation loss, so that nothing is compared."]
-    common = set.intersection(*map(set, losses.values()))
-    if uneven(document) and len(common) < 2:
-        return [
-            "All arms have less than two seeds in common, so their means are not ranked.",
-            *_certainty(document, []),
-        ]
+    return _ranking(document, losses)
+
+
+def _ranking(document: Document, losses: dict[str, dict[str, float]]) -> list[str]:
+    """The lowest mean, over seeds that all arms have: a mean over easier seeds would be lower for that alone."""
+    common, apart = set.intersection(*map(set, losses.values())), uneven(document)
+    if apart and len(common) < 2:
+        told = "Fewer than two seeds are common to all arms, so that their means are not ranked."
+        return [told, *_certainty(document, [])]
     means = {name: fmean(found[seed] for seed in common) for name, found in losses.items()}
     ranked = sorted(means, key=lambda name: means[name])
-    told = f" over the {len(common)} common seeds" if uneven(document) else ""
+    over = f" over the {len(common)} common seeds" if apart else ""
     kind = "mean validation loss" if len(common) > 1 else "validation loss"
-    lead = f"The lowest {kind}{told} is that of {ranked[0]}, {loss(means[ranked[0]])} nats per token"
+    lead = f"The lowest {kind}{over} is that of {ranked[0]}, {loss(means[ranked[0]])} nats per token"
     return [f"{lead}{_margin(means, ranked, document['reference'])}.", *_certainty(document, ranked)]
 
 
