@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from mhc_train.conditions import AMONG, OPERATOR, OPERATORS, check_name, limit
 from mhc_train.errors import ConfigError
-from mhc_train.report.readings import largest
+from mhc_train.report.readings import worst_gain
 from mhc_train.report.words import Number
 
 Document = dict[str, Any]
@@ -37,10 +37,7 @@ def _logged(key: str) -> Callable[[Document], Number]:
 
 
 def _gain(way: str) -> Callable[[Document], Number]:
-    def read(arm: Document) -> Number:
-        return largest(arm["last"]["composite"][way], f"{way}_gain") if arm.get("last") else None
-
-    return read
+    return lambda arm: worst_gain(arm, way)
 
 
 METRICS: dict[str, Callable[[Document], Number]] = {
@@ -55,8 +52,9 @@ METRICS: dict[str, Callable[[Document], Number]] = {
     "backward_gain": _gain("backward"),
     "failed": lambda arm: len(arm.get("failed", [])),
 }  # fmt: skip
-"""Numbers of an arm that can be compared; gains are the largest composite's over depth and tokens, `failed` counts
-its runs that did not finish."""
+"""Numbers of an arm that can be compared. Over its finished runs, losses are means, speeds and times medians, memory
+and gains the largest (gains of the composite at the last measurement, over depth and tokens), `skipped` is the sum;
+`failed` counts the runs that did not finish."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Relation:
-    """`TERM OP TERM` or `TERM OP NUMBER`, of the arms' numbers as they are: means over seeds."""
+    """`TERM OP TERM` or `TERM OP NUMBER`, of the arms' numbers as they are; `METRICS` says how seeds are summed up."""
 
     text: str
     left: Term

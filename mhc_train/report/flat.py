@@ -8,6 +8,8 @@ from typing import Any
 from mhc_train.report.readings import Document
 
 Row = Sequence[Any]
+STATISTICS = ("median", "max")
+"""Over tokens. All of them, of tens of models, would be tens of megabytes: report.json has them."""
 
 
 def curves_csv(document: Document) -> str:
@@ -19,7 +21,7 @@ def curves_csv(document: Document) -> str:
 
 
 def layers_csv(document: Document) -> str:
-    """Every number of each arm's last measurement (of its first seed) that has a sublayer."""
+    """Median and maximum over tokens of each arm's last measurement (of its first seed), by sublayer."""
     return _csv(("arm", "seed", "sublayer", "name", "measure", "statistic", "value"), _layers(document))
 
 
@@ -57,16 +59,11 @@ def _layers(document: Document) -> Iterator[Row]:
 
 def _sublayer(row: Document, prefix: str) -> Iterator[Row]:
     for measure, values in row.items():
-        if measure == "of_token_means":
-            found = ((each, "of_token_means", value) for each, value in values.items())
-        elif isinstance(values, dict) and "median" in values:
-            found = ((measure, statistic, value) for statistic, value in values.items())
-        else:
-            continue
-        yield from (
-            (row["index"], row["name"], f"{prefix}{each}", statistic, _written(value))
-            for each, statistic, value in found
-        )
+        if isinstance(values, dict) and "median" in values:
+            yield from (
+                (row["index"], row["name"], f"{prefix}{measure}", statistic, _written(values[statistic]))
+                for statistic in STATISTICS
+            )
 
 
 def _written(value: Any) -> Any:

@@ -135,8 +135,9 @@ def _single(entry: Entry, run: Run) -> Entry:
     with _reading(run.path / ".lock"):
         state = "dead" if said == "running" and not is_locked(run.path / ".lock") else said or "starting"
     arm, streams = _connection(run, status)
-    facts = _logged(run) | _measured(run)
-    return replace(entry, state=state, arm=arm, streams=streams, seed=seed, steps=steps, **facts)
+    with _reading(run.path / "status.json"):
+        counts = _numbers({"streams": streams, "seed": seed, "steps": steps})
+    return replace(entry, state=state, arm=arm, **counts, **_logged(run), **_measured(run))
 
 
 def _connection(run: Run, status: dict[str, Any]) -> tuple[str, int]:
@@ -154,9 +155,9 @@ def _logged(run: Run) -> dict[str, Any]:
         lines = json_lines_from_end(run.metrics)
         last = next(lines, {})
         validated = next((line for line in chain([last], lines) if "val_loss" in line), {})
-        return {key: last.get(key) for key in ("step", "tokens", "train_loss")} | {
-            "val_loss": validated.get("val_loss")
-        }
+        return _numbers(
+            {key: last.get(key) for key in ("step", "tokens", "train_loss")} | {"val_loss": validated.get("val_loss")}
+        )
 
 
 def _measured(run: Run) -> dict[str, Any]:
@@ -165,7 +166,15 @@ def _measured(run: Run) -> dict[str, Any]:
         if last is None:
             return {}
         gains = {f"{way}_gain": largest(last["composite"][way], f"{way}_gain") for way in ("forward", "backward")}
-        return {"measured": last["step"], **gains}
+        return _numbers({"measured": last["step"], **gains})
+
+
+def _numbers(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same, if all are numbers or null."""
+    for key, value in facts.items():
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"{key} is {value!r}, no number")
+    return facts
 
 
 def _group(entry: Entry, run: Run) -> Entry:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mhc_train.report.charts.drawing import Chart, Omitted
-from mhc_train.report.words import fenced, markdown_text, named
+from mhc_train.report.words import fenced, markdown_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = (TEMPLATES / "charts.js").read_text()
@@ -74,5 +74,5 @@ def environment(escape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     made.globals |= {"script": Markup(SCRIPT), "script_hash": _integrity(SCRIPT)}
-    made.filters |= {"md": markdown_text, "fence": fenced, "svg": Markup, "names": named}
+    made.filters |= {"md": markdown_text, "fence": fenced, "svg": Markup}
     return made

@@ -31,6 +31,22 @@ def largest(entries: list[dict[str, Any]], measure: str) -> Number:
     return None if None in values else max(values)
 
 
+def worst_gain(arm: Document, way: str) -> Number:
+    """The largest composite gain of any seed's last measurement; None where one is not finite, or none was measured."""
+    gains = [course["points"][-1][f"{way}_gain"] for course in arm["courses"] if course["points"]]
+    return None if None in gains else max(gains, default=None)
+
+
+def final_losses(arm: Document) -> dict[str, float]:
+    """The final validation loss of every seed that has one; keys are seeds as text, as JSON has them."""
+    return {seed: loss for seed, loss in arm["val_loss_by_seed"].items() if loss is not None}
+
+
+def uneven(document: Document) -> bool:
+    """Whether arms have their losses from different seeds, so that a difference of their means is one of seeds too."""
+    return len({frozenset(losses) for losses in map(final_losses, document["arms"]) if losses}) > 1
+
+
 def prominent(document: Document) -> set[int]:
     """The arms that charts show in full strength: all, or of many the reference, lowest and highest losses."""
     arms = document["arms"]

@@ -16,7 +16,7 @@ from mhc_train.report.charts.depth import PAPER_CHARTS
 from mhc_train.report.flat import curves_csv, layers_csv
 from mhc_train.report.page import environment, group
 from mhc_train.report.readings import Document, prominent
-from mhc_train.report.summary import path_summary, summary
+from mhc_train.report.summary import at_equal_budgets, crossings, path_summary, summary
 from mhc_train.report.words import SYMBOLS, named
 
 
@@ -28,14 +28,18 @@ def write_report(document: Document, directory: Path) -> Path:
     Raises:
         StorageError: a file cannot be written.
     """
-    # One line: indented, every number of a curve would have a line of its own.
-    write_text(directory / "report.json", json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n")
-    write_text(directory / "curves.csv", curves_csv(document))
-    write_text(directory / "layers.csv", layers_csv(document))
-    write_text(directory / "report.md", to_markdown(document))
-    page = directory / "report.html"
-    write_text(page, to_html(document))
-    return page
+    # All are made before any is written: nothing is left half done where one cannot be made.
+    files = {
+        # One line: indented, every number of a curve would have a line of its own.
+        "report.json": json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n",
+        "curves.csv": curves_csv(document),
+        "layers.csv": layers_csv(document),
+        "report.md": to_markdown(document),
+        "report.html": to_html(document),
+    }
+    for name, text in files.items():
+        write_text(directory / name, text)
+    return directory / "report.html"
 
 
 def to_html(document: Document) -> str:
@@ -45,7 +49,10 @@ def to_html(document: Document) -> str:
 
 def to_markdown(document: Document) -> str:
     """The same numbers without the charts, for places that show plain text."""
-    text = environment(False).get_template("report.md.j2").render(_view(document))
+    view = _view(document)
+    view["scorecard"] = view["scorecard"] and tables.brief(view["scorecard"])
+    view["at_equal_budgets"] = at_equal_budgets(document)
+    text = environment(False).get_template("report.md.j2").render(view)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -61,7 +68,7 @@ def _view(document: Document) -> dict[str, Any]:
         "several": sum(len(arm["runs"]) for arm in arms) > 1,
         "in_background": len(arms) - len(prominent(document)),
         "requirements": tables.requirements(document),
-        "agreement": tables.agreement(document["requirements"]),
+        "agreement": tables.agreement(document),
         "unfinished": tables.unfinished(document),
         "tuning": tables.tuning(document),
         "costs": tables.costs(document),
@@ -69,8 +76,7 @@ def _view(document: Document) -> dict[str, Any]:
         "differences": tables.differences(document, "reference"),
         "others": tables.differences(document, "others"),
         "budgets": tables.budgets(document),
-        "crossings": [row["text"] for row in document["crossings"] if row["state"] != "none"],
-        "never_cross": [row["b"] for row in document["crossings"] if row["state"] == "none"],
+        "crossings": crossings(document),
         "scorecard": tables.scorecard(document),
         "path": tables.path_numbers(
             "The residual path in numbers, at the last measurement", [(arm["name"], arm["last"]) for arm in arms]
@@ -84,6 +90,8 @@ def _view(document: Document) -> dict[str, Any]:
             "Software and hardware of the first run", tables.environment_rows(document["environment"])
         ),
         "commands": tables.commands(document),
+        "report_command": tables.report_command(document),
+        "untold": tables.untold(document),
         "symbols": SYMBOLS,
     }
 

@@ -1,15 +1,26 @@
 """A comparison in tables: results, laws, the residual path in numbers, configurations, samples, commands."""
 
 import shlex
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mhc_train.report.page import Cell, Table
-from mhc_train.report.readings import NOT_DECLARED, NOT_MEASURED, PATH_NUMBERS, Document, evidence, path_number
+from mhc_train.report.readings import (
+    NOT_DECLARED,
+    NOT_MEASURED,
+    PATH_NUMBERS,
+    Document,
+    evidence,
+    final_losses,
+    path_number,
+    uneven,
+)
 from mhc_train.report.words import (
     MINUS,
     Number,
+    budget_of,
     chance,
     count,
     counted,
@@ -26,14 +37,20 @@ from mhc_train.report.words import (
     short,
     signed,
     times,
+    verdict_of,
 )
 
 Measured = Sequence[tuple[str, dict[str, Any] | None]]
 """Names, and what was measured of each residual path."""
 COLUMNS = 8
 """Arms that can stand beside each other in a table; more stand below each other."""
+FAILED = "failed"
 MOST = 100
 """Pairs that a table of differences lists."""
+SECTIONS = {"model": "model", "optimizer": "optim", "batch": "train.batch_tokens"}
+"""Of requirements that are configuration, the keys; of those, what was varied on purpose need not agree."""
+WITHIN = ("training tokens in order", "backbone weights at the start")
+"""Requirements that follow the seed."""
 
 
 def requirements(document: Document) -> Table:
@@ -52,10 +69,24 @@ def requirements(document: Document) -> Table:
     return Table("What must agree between runs", ["state", "if it differs", "values"], rows)
 
 
-def agreement(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was found the same of all that decides about losses, and what limits the reading without deciding."""
+def agreement(document: Document) -> dict[str, str]:
+    """What was found the same in all runs of what decides about losses, what within each seed only, and what limits
+    the reading without deciding."""
+    rows = document["requirements"]
+    by_seed = WITHIN if len(document["seeds"]) > 1 else ()
+    decisive = [row["name"] for row in rows if row["decisive"]]
     limits = [f"{row['name']} ({row['state']}: {row['matters']})" for row in rows if row["state"] != "same"]
-    return {"decided": listed([row["name"] for row in rows if row["decisive"]]), "limits": listed(limits)}
+    return {
+        "decided": listed([_but_for(name, document["varied"]) for name in decisive if name not in by_seed]),
+        "within": listed([name for name in decisive if name in by_seed]),
+        "limits": listed(limits),
+    }
+
+
+def _but_for(name: str, varied: Sequence[str]) -> str:
+    section = SECTIONS.get(name)
+    free = [key for key in varied if section and f"{key}.".startswith(f"{section}.")]
+    return f"{name} (but for {listed(free)})" if free else name
 
 
 def unfinished(document: Document) -> Table | None:
@@ -100,39 +131,56 @@ def costs(document: Document) -> Table:
     counts = {arm["peak_memory_counted"] for arm in arms}
     counted_memory = str(arms[0]["peak_memory_counted"]) if len(counts) == 1 else "see the run's status.json"
     shared = f"; {document['concurrent']} runs at once: no measurement" if document["concurrent"] > 1 else ""
+    medians = "median of logged steps, then of seeds"
     rows = [
         _row("parameters", "", arms, lambda arm: count(arm["params"])),
         _row("of them in the residual path", "", arms, lambda arm: counted(arm["parameters"].get("path", 0))),
         _row("FLOPs per token", "forward and backward", arms, lambda arm: count(arm["flops_per_token"])),
-        _row("tokens per second", f"median of logged steps{shared}", arms, lambda arm: rate(arm["tokens_per_second"])),
-        _row("step time", f"relative to {document['reference']}", arms, lambda arm: times(arm["relative_step_time"])),
-        _row("training time", "median over seeds, without validation", arms, lambda arm: duration(arm["seconds"])),
-        _row("peak memory", counted_memory, arms, lambda arm: memory(arm["peak_memory"])),
+        _row("tokens per second", f"{medians}{shared}", arms, lambda arm: rate(arm["tokens_per_second"])),
+        _row("step time", f"over {document['reference']}'s, {medians}", arms, _step_time),
+        _row("training time", "without validation, median over seeds", arms, lambda arm: duration(arm["seconds"])),
+        _row("peak memory", f"{counted_memory}, largest of all seeds", arms, lambda arm: memory(arm["peak_memory"])),
     ]
     return oriented(Table("Size, speed and memory", [arm["name"] for arm in arms], rows, arms=True))
+
+
+def _step_time(arm: Document) -> str:
+    return times(arm["relative_step_time"])
 
 
 def results(document: Document) -> Table:
     """The numbers that a training ends with, an arm a column."""
     arms = document["arms"]
+    mean = f"mean over {'the seeds of each arm' if uneven(document) else 'seeds'}"
     rows = [
-        _row("validation loss", "nats per token, mean over seeds", arms, lambda arm: loss(arm["val_loss"])),
-        _row("bits per byte", "validation, mean over seeds", arms, lambda arm: loss(arm["val_bpb"])),
-        _row("training loss", "last logged, mean over seeds", arms, lambda arm: loss(arm["train_loss"])),
-        _row("seeds", "", arms, lambda arm: listed(list(map(str, arm["seeds"])))),
+        _row("validation loss", f"nats per token, {mean}", arms, _mean_loss),
+        _row("bits per byte", f"validation, {mean}", arms, lambda arm: _ended(arm, arm["val_bpb"])),
+        _row("training loss", f"last logged, {mean}", arms, lambda arm: _ended(arm, arm["train_loss"])),
+        _row("seeds", "", arms, lambda arm: listed(list(map(str, arm["seeds"]))) or FAILED),
         _row("steps", "", arms, lambda arm: _value(arm["steps"])),
         _row("training tokens", "", arms, lambda arm: count(arm["tokens"])),
     ]
     if any(len(arm["seeds"]) > 1 for arm in arms):
-        spread = _row(
-            "standard deviation", "of the validation loss over seeds", arms, lambda arm: _sd(arm["val_loss_sd"])
-        )
+        spread = _row("standard deviation", "of the validation loss over seeds", arms, _deviation)
         rows[1:1] = [spread, *(_by_seed(arms, seed) for seed in document["seeds"])]
     return oriented(Table("Losses at the end of training", [arm["name"] for arm in arms], rows, arms=True))
 
 
-def _sd(value: Number) -> str:
-    return "of one seed there is none" if value is None else loss(value)
+def _ended(arm: Document, value: Number) -> str:
+    """A final loss, of an arm of which some run may have come to its end."""
+    return loss(value) if arm["runs"] else FAILED
+
+
+def _mean_loss(arm: Document) -> str:
+    """The mean over the seeds that have a loss, and how many they are where not all do."""
+    known, seeds = final_losses(arm), len(arm["seeds"])
+    mean = _ended(arm, statistics.fmean(known.values()) if known else None)
+    return f"{mean} ({len(known)} of {many(seeds, 'seed')})" if 0 < len(known) < seeds else mean
+
+
+def _deviation(arm: Document) -> str:
+    known = final_losses(arm).values()
+    return loss(statistics.stdev(known)) if len(known) > 1 else "fewer than two losses"
 
 
 def stability(document: Document) -> Table:
@@ -166,9 +214,13 @@ def _row(name: str, detail: str, arms: list[Document], cell: Callable[[Document]
 
 
 def _by_seed(arms: list[Document], seed: int) -> tuple[Cell, list[Cell]]:
-    values = [arm["val_loss_by_seed"] for arm in arms]
-    cells = [Cell(loss(table[str(seed)]) if str(seed) in table else "no run") for table in values]
-    return Cell("validation loss", f"seed {seed}"), cells
+    return _row("validation loss", f"seed {seed}", arms, lambda arm: _of_seed(arm, seed))
+
+
+def _of_seed(arm: Document, seed: int) -> str:
+    if seed in arm["seeds"]:
+        return loss(arm["val_loss_by_seed"][str(seed)])
+    return FAILED if any(run["seed"] == seed for run in arm["failed"]) else "no run"
 
 
 def differences(document: Document, family: str) -> Table:
@@ -179,7 +231,14 @@ def differences(document: Document, family: str) -> Table:
     to = f" with {document['reference']}" if family == "reference" else " between the other arms"
     caption = f"Differences of validation loss{to}, paired by seed"
     caption += f": the {MOST} surest of {len(found)}, all in report.json" if len(found) > MOST else ""
-    columns = ["difference", "verdict", "95 % interval", "p, corrected", "over seed noise", f"to see {_detect(found)}"]
+    columns = [
+        "difference",
+        "verdict",
+        "95 % interval",
+        "p, corrected",
+        "over seed noise",
+        f"to see {_detect(found) or 'more'}",
+    ]
     return Table(caption, columns, [_difference(row, document["comparable"]) for row in shown])
 
 
@@ -188,15 +247,15 @@ def _surest(row: Document) -> tuple[float, float]:
 
 
 def _detect(rows: list[Document]) -> str:
-    known = [row["power"]["detect"] for row in rows if row["power"]]
-    return f"{100 * known[0]:g} %" if known else "more"
+    """The difference that power is stated for; empty where it is stated of none."""
+    return next((f"{100 * row['power']['detect']:g} %" for row in rows if row["power"]), "")
 
 
 def _difference(row: Document, comparable: bool) -> tuple[Cell, list[Cell]]:
     interval = " to ".join(map(signed, row["interval"])) if row["interval"] else "none"
     cells = [
         Cell(signed(row["mean"]), percent(row["relative"])),
-        Cell(_verdict(row) if comparable else "not comparable"),
+        Cell(verdict_of(row) if comparable else "not comparable"),
         Cell(interval),
         Cell(chance(row["p_corrected"]), f"alone {chance(row['p_value'])}" if row["p_value"] is not None else ""),
         Cell("none" if row["effect"] is None else number(row["effect"], 2)),
@@ -212,30 +271,26 @@ def _more_seeds(power: Document | None) -> str:
     return f"{least}{many(power['more'], 'more seed')}" if power["more"] > 0 else "seeds suffice"
 
 
-def _verdict(row: Document) -> str:
-    return f"{row['b']} is {row['verdict']}" if row["verdict"] in ("lower", "higher") else row["verdict"]
-
-
 def budgets(document: Document) -> Table | None:
     """Validation loss at equal tokens, FLOPs and time; None where there is nothing to compare."""
-    arms, rows = [arm["name"] for arm in document["arms"]], document["budgets"]
-    if len(arms) < 2 or not rows:
+    names, rows = [arm["name"] for arm in document["arms"]], document["budgets"]
+    if len(names) < 2 or not rows:
         return None
-    drawn = [(Cell(_budget(row), row["caveat"] or ""), [_at_budget(row, name) for name in arms]) for row in rows]
-    return oriented(Table("Validation loss at equal budgets, interpolated", arms, drawn, arms=True))
+    paired = uneven(document)
+    drawn = [
+        (Cell(budget_of(row), row["caveat"] or ""), [_at_budget(row, name, paired) for name in names]) for row in rows
+    ]
+    return oriented(Table("Validation loss at equal budgets, interpolated", names, drawn, arms=True))
 
 
-def _budget(row: Document) -> str:
-    writers = {"tokens": lambda amount: f"{counted(amount)} tokens", "flops": lambda amount: f"{counted(amount)} FLOPs"}
-    return f"equal {writers.get(row['budget'], duration)(row['amount'])}"
-
-
-def _at_budget(row: Document, name: str) -> Cell:
-    found = next((each for each in row["differences"] if each["b"] == name), None)
-    value = row["losses"][name]
-    return Cell(
-        "none" if value is None else loss(value), f"{signed(found['mean'])}; {found['verdict']}" if found else ""
-    )
+def _at_budget(row: Document, arm: str, paired: bool) -> Cell:
+    """The mean loss, and the difference from the reference; `paired` says over how many seeds where means do not."""
+    found = next((each for each in row["differences"] if each["b"] == arm), None)
+    text = "none" if row["losses"][arm] is None else loss(row["losses"][arm])
+    if found is None:
+        return Cell(text)
+    over = f" over {many(len(found['seeds']), 'common seed')}" if paired else ""
+    return Cell(text, f"{signed(found['mean'])}{over}; {found['verdict']}")
 
 
 def scorecard(document: Document) -> Table | None:
@@ -259,6 +314,15 @@ def _score(laws: list[Document], law: str) -> Cell:
     if agree == len(verdicts):
         return cell
     return replace(cell, detail="; ".join(filter(None, [f"{agree} of {len(verdicts)} seeds", cell.detail])))
+
+
+def brief(table: Table) -> Table:
+    """The scorecard with the evidence of warnings and failures only."""
+    rows = [
+        (head, [cell if cell.state in ("warn", "fail") else replace(cell, detail="") for cell in cells])
+        for head, cells in table.rows
+    ]
+    return replace(table, rows=rows)
 
 
 def oriented(table: Table) -> Table:
@@ -347,10 +411,26 @@ def samples(arms: list[dict[str, Any]]) -> list[list[dict[str, str]]]:
 
 def commands(document: dict[str, Any]) -> list[dict[str, Any]]:
     """What to type to make the runs again; None where no overrides were recorded."""
-    fits = [
+    return [
         {"arm": arm["name"], "run": run, "command": f"mhc-train fit {shlex.join(overrides)}" if overrides else None}
         for arm in document["arms"]
         for run, overrides in zip(arm["runs"], arm["overrides"], strict=True)
     ]
-    runs = [fit["run"] for fit in fits]
-    return [*fits, {"arm": None, "run": None, "command": f"mhc-train compare {shlex.join(runs)}"}]
+
+
+def report_command(document: Document) -> str:
+    """What to type to make the report again from all its runs, also those that failed."""
+    runs = [run for arm in document["arms"] for run in (*arm["runs"], *(run["run"] for run in arm["failed"]))]
+    options = ["--against", document["reference"]] if len(document["arms"]) > 1 else []
+    options += [text for key in document["varied"] for text in ("--vary", key)]
+    detect = _detect(document["differences"]).replace(" ", "")
+    options += ["--detect", detect] if detect else []
+    return f"mhc-train compare {shlex.join([*runs, *options])}"
+
+
+def untold(document: Document) -> str:
+    """What that command cannot know of, because no run's own files say it."""
+    parts = [f"{many(len(document['lost']), 'planned run')} that left nothing"] if document["lost"] else []
+    parts += ["the tuning"] if document["tuning"] else []
+    parts += [f"that {document['concurrent']} runs shared the machine"] if document["concurrent"] > 1 else []
+    return listed(parts)

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 Real = float | int
@@ -123,9 +122,17 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text.rstrip()}\n{fence}"
 
 
-def has(names: Iterable[str]) -> str:
-    """The verb that goes with so many names."""
-    return "has" if len(list(names)) == 1 else "have"
+def verdict_of(row: dict[str, Any]) -> str:
+    """The verdict on a difference, with the name of the arm that has the lower or higher loss."""
+    verdict: str = row["verdict"]
+    return f"{row['b']} is {verdict}" if verdict in ("lower", "higher") else verdict
+
+
+def budget_of(row: dict[str, Any]) -> str:
+    """What is held equal, and how much of it."""
+    units = {"tokens": "tokens", "flops": "FLOPs"}
+    unit, amount = units.get(row["budget"]), row["amount"]
+    return f"equal {f'{counted(amount)} {unit}' if unit else duration(amount)}"
 
 
 def count(value: Number) -> str:

@@ -32,10 +32,13 @@ class Trace:
 def readout(axes: Axes, height: float, traces: Sequence[Trace], unit: str) -> str:
     """JSON: the axes' box and the stops' x in the SVG's coordinates, the stops' labels, and every curve's values there.
 
-    `axes` are drawn already; their SVG is `height` units high, and y runs downwards in it.
+    `axes` are drawn already; their SVG is `height` units high, and y runs downwards in it. Empty where there is no
+    point to read out.
     """
     curves = [_finite(trace.points) for trace in traces]
     stops = _thinned(sorted({x for points in curves for x, _ in points}))
+    if not stops:
+        return ""
     left, right = sorted(axes.get_xlim())
     near = (right - left) * NEAR
     box, (low, high) = axes.bbox, axes.get_ylim()

@@ -282,3 +282,10 @@ def test_several_seeds_are_drawn_each_and_as_their_mean(tmp_path: Path) -> None:
     chart = drawn(charts.loss(compare_runs(paths)))
     assert "mean over seeds" in chart.caption
     assert "6.5 at" in description(chart)
+
+
+def test_a_chart_without_a_point_to_read_out_is_not_read_out(tmp_path: Path) -> None:
+    document = compare_runs([write_run(tmp_path, "residual", measurements=0)])
+    assert "data-readout" in drawn(charts.loss(document)).svg
+    document["arms"][0]["curves"][0]["val_loss"] = []
+    assert "data-readout" not in drawn(charts.loss(document)).svg

@@ -9,9 +9,10 @@ from mhc_train.report.condition import parse_comparison
 
 
 def arm(name: str, gains: tuple[float | None, ...] = (1.0,), **numbers: Any) -> dict[str, Any]:
-    rows = [{"forward_gain": {"max": gain}, "backward_gain": {"max": 1.0}} for gain in gains]
-    last = {"composite": {"forward": rows, "backward": rows}} if gains else None
-    return {"name": name, "last": last, "laws": [], "failed": []} | numbers
+    """`gains` are a seed's each, at its last measurement."""
+    early = {"forward_gain": 100.0, "backward_gain": 100.0}
+    courses = [{"points": [early, {"forward_gain": gain, "backward_gain": 1.0}]} for gain in gains]
+    return {"name": name, "courses": [*courses, {"points": []}], "laws": [], "failed": []} | numbers
 
 
 def law(name: str, verdict: str) -> dict[str, Any]:

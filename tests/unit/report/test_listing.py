@@ -51,6 +51,15 @@ def test_the_status_says_the_connection_where_it_can(tmp_path: Path) -> None:
     assert (only(tmp_path).arm, only(tmp_path).streams) == ("mhc_lite", 2)
 
 
+def test_what_is_no_number_is_a_broken_file(tmp_path: Path) -> None:
+    edit(write_run(tmp_path) / "status.json", seed="first")
+    run = write_run(tmp_path)
+    write_lines(run / "metrics.jsonl", [{"step": 1, "tokens": 100, "train_loss": "x"}])
+    found = {entry.state: entry.problem for entry in listed([run])} | {"all": len(listed([tmp_path]))}
+    assert found["all"] == 2 and "metrics.jsonl cannot be read (ValueError: train_loss is 'x'" in str(found["broken"])
+    assert [entry.state for entry in listed([tmp_path])] == ["broken"] * 2
+
+
 def test_running_is_believed_only_while_the_lock_is_held(tmp_path: Path) -> None:
     run = write_run(tmp_path, status={"status": "running"})
     assert only(tmp_path).state == "dead" and not (run / ".lock").exists()

@@ -73,6 +73,7 @@ def not_finite(root: Path) -> Document:
     for key in ("last", "courses"):
         arm[key] = json.loads(re.sub(r"-?\d+\.\d+(e-?\d+)?", "null", json.dumps(arm[key])))
     arm |= dict.fromkeys(("train_loss", "val_loss", "val_bpb", "tokens_per_second", "relative_step_time"))
+    arm["val_loss_by_seed"] = {"0": None}
     return document
 
 
@@ -336,7 +337,8 @@ def test_numbers_that_are_not_finite_are_told(cases: Cases) -> None:
     document, page = cases("not_finite").document, cases("not_finite").page
     assert page.row(RESULTS, "validation loss")[1].startswith("not finite")
     assert page.row(PATH, "composite forward gain") == ["1.000", "not finite"]
-    assert "hc has no final validation loss" in summary(document)
+    assert "1 run ended without a finite validation loss (hc with seed 0)" in summary(document)
+    assert "Only residual has a final validation loss" in summary(document)
     assert "gain is not finite forwards" in path_summary(document)["hc"]
 
 
@@ -365,9 +367,9 @@ def test_hostile_text_stays_text(cases: Cases) -> None:
 def test_commands_survive_the_shell(tmp_path: Path) -> None:
     overrides = ("connection=mhc", "name=it's a name", "data.path=/a b/*.txt")
     document = compare_runs([write_run(tmp_path, "mhc", overrides=overrides)])
-    fit, compare = tables.commands(document)
+    (fit,) = tables.commands(document)
     assert shlex.split(fit["command"]) == ["mhc-train", "fit", *overrides]
-    assert shlex.split(compare["command"]) == ["mhc-train", "compare", *document["arms"][0]["runs"]]
+    assert shlex.split(tables.report_command(document)) == ["mhc-train", "compare", *document["arms"][0]["runs"]]
 
 
 def test_a_run_without_overrides_has_no_invented_command(tmp_path: Path) -> None:
@@ -395,7 +397,17 @@ def test_what_failed_or_left_nothing_is_told_first(tmp_path: Path) -> None:
     for text in (to_html(document), to_markdown(document)):
         assert "the loss is not finite" in text and "no data" in text
     page = Page(to_html(document))
-    assert page.row(RESULTS, "validation loss")[2] == words.MISSING
+    assert page.row(RESULTS, "validation loss")[2] == "failed"
+    assert [row[1:] for row in page.tables[RESULTS][3:5]] == [
+        ["6.5000", "6.5000", "failed"],
+        ["6.5000", "failed", "no run"],
+    ]
+    assert told[0].startswith(
+        "residual and hc were trained on 41\u00a0k tokens each, with 1 to 2 seeds; no run of mhc fin"
+    )
+    assert tables.untold(document) == "1 planned run that left nothing and that 2 runs shared the machine"
+    runs = [str(path) for path in paths]
+    assert shlex.split(tables.report_command(document))[2:] == [*runs, "--against", "residual"]
     assert page.row("Training stability, all seeds", "runs that did not finish") == ["0", "1", "1"]
 
 

@@ -70,11 +70,17 @@ def test_layers_are_those_of_the_last_measurement(written: Path) -> None:
     assert {row["arm"] for row in found} == {"residual", "hc"}
     assert {row["seed"] for row in found} == {"0"}
     of_hc = [row for row in found if row["arm"] == "hc" and row["measure"] == "composite_forward.log_mass"]
-    assert {row["statistic"] for row in of_hc} == {"mean", "min", "median", "p99", "max", "of_token_means"}
+    assert {row["statistic"] for row in of_hc} == {"median", "max"}
     assert {row["sublayer"] for row in of_hc} == {"0", "1", "2", "3"}
     # One stream has no differences.
     kept = [row["value"] for row in found if row["arm"] == "residual" and row["measure"].endswith("difference_gain")]
     assert set(kept) == {"nan"}
+
+
+def test_nothing_is_written_where_a_page_cannot_be_made(document: Document, tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        write_report({key: value for key, value in document.items() if key != "arms"}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- an arm's part
