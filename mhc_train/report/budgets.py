@@ -137,7 +137,8 @@ def _falling(record: RunRecord, place: float) -> float:
     there = np.interp(place, rates[:, 0], rates[:, 1])
     # During warm-up the rate is still to rise before it falls.
     largest = rates[rates[:, 0] >= place, 1].max(initial=there)
-    return float((largest - rates[-1, 1]) / rates[:, 1].max())
+    falling = float(largest - rates[-1, 1])
+    return falling and falling / float(rates[:, 1].max())
 
 
 def _has_course(record: RunRecord) -> bool:

@@ -136,7 +136,8 @@ def _of_directory(path: Path) -> Material:
 def _of_sweep(path: Path) -> Material:
     sweep = read_sweep(path)
     runs, lost = _ended(sweep, sweep.jobs)
-    typed = [[text for text in job.overrides if key_of(text) != "seed"] for job in sweep.jobs]
+    arms = {tuple(text for text in job.overrides if key_of(text) != "seed"): None for job in sweep.jobs}
+    typed = list(map(list, arms))
     configs = check(typed, sweep.config_name, sweep.config_dir)
     return Material(runs, varied=varied_keys(swept_keys(typed), configs), lost=lost, concurrent=sweep.concurrent)
 
