@@ -49,7 +49,7 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     ranks = all_ranks()
-    # The first rank serves the meeting: were it refused and gone at once, others that still join would only see it gone.
+    # The first rank serves the meeting: refused and gone at once, it would leave those that are still joining.
     ranks.gather(None)
     yield ranks
     # Only after an orderly end: this waits for what other ranks are in the middle of.

@@ -1,8 +1,8 @@
 """From the runs of a comparison, or any others, to a report: which runs, how they came to be compared, and where to."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from mhc_train.training.arms import key_of, swept_keys, varied_keys
 from mhc_train.training.comparison import DETECT, Asked, Comparison, known_arm, read_comparison
 from mhc_train.training.crew import run_status
 from mhc_train.training.jobs import check
-from mhc_train.training.ledger import Job
+from mhc_train.training.ledger import Job, Ledger
 from mhc_train.training.sweep import read_sweep
 
 if TYPE_CHECKING:
@@ -47,28 +47,24 @@ class Material:
 
 def of_comparison(comparison: Comparison) -> Material:
     """The runs of a comparison that have ended, and those that left nothing."""
-    ended = [job for arm in comparison.arms for job in comparison.compared_jobs(arm) if job.state in ("done", "failed")]
-    told = [job for job in ended if _tells(job)]
+    runs, lost = _ended(comparison, [job for arm in comparison.arms for job in comparison.compared_jobs(arm)])
     return Material(
-        runs=_paths(told),
+        runs,
         varied=comparison.varied,
-        lost=[
-            {"overrides": job.overrides, "name": comparison.title(job), "error": _error(job)}
-            for job in ended
-            if job not in told
-        ],
+        lost=lost,
         concurrent=comparison.concurrent,
         tuning=_tuning(comparison),
-        against=_reference(comparison),
+        against=_reference(comparison, runs),
         detect=comparison.detect,
     )
 
 
 def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
-    """Finished runs, and those of comparisons and sweeps; everything is read, so that what is wrong is said at once.
+    """Runs that have ended, and those of comparisons and sweeps; everything is read, so that what is wrong is said at
+    once.
 
     Raises:
-        CheckpointError: a directory is no run, or one that did not finish; or a ledger without finished runs.
+        CheckpointError: a directory is no run, or one that has not ended; or a ledger without finished runs.
         ConfigError: no arm has the name of the reference.
     """
     parts = [_of_directory(path) for path in paths]
@@ -78,6 +74,7 @@ def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
     return Material(
         runs,
         varied=list(dict.fromkeys([*(key for part in parts for key in part.varied), *asked.vary])),
+        lost=[row for part in parts for row in part.lost],
         concurrent=max(part.concurrent for part in parts),
         tuning=[row for part in parts for row in part.tuning],
         against=against,
@@ -126,28 +123,38 @@ def new_directory(runs: Sequence[Path]) -> Path:
 
 
 def _of_directory(path: Path) -> Material:
-    """A run, or the finished runs of a comparison or a sweep."""
+    """A run, or those of a comparison or a sweep."""
     if not (path / "ledger.json").is_file():
         return Material([path])
     comparing = json.loads((path / "ledger.json").read_text()).get("kind") == "comparison"
-    material = _of_finished(read_comparison(path)) if comparing else _of_sweep(path)
-    if not material.runs:
+    material = of_comparison(read_comparison(path)) if comparing else _of_sweep(path)
+    if not any(Run(run).status().get("status") == "done" for run in material.runs):
         raise CheckpointError(f"{path}: none of its runs is finished. Go on with it first.")
     return material
 
 
-def _of_finished(comparison: Comparison) -> Material:
-    jobs = [job for arm in comparison.arms for job in comparison.compared_jobs(arm) if run_status(job) == "done"]
-    return replace(of_comparison(comparison), runs=_paths(jobs), lost=[])
-
-
 def _of_sweep(path: Path) -> Material:
     sweep = read_sweep(path)
-    jobs = [job for job in sweep.jobs if run_status(job) == "done"]
-    runs = [[text for text in job.overrides if key_of(text) != "seed"] for job in jobs]
-    configs = check(runs, sweep.config_name, sweep.config_dir)
-    varied = varied_keys(swept_keys(runs), configs) if runs else []
-    return Material(_paths(jobs), varied=varied, concurrent=sweep.concurrent)
+    runs, lost = _ended(sweep, sweep.jobs)
+    arms = {tuple(text for text in job.overrides if key_of(text) != "seed"): None for job in sweep.jobs}
+    typed = list(map(list, arms))
+    configs = check(typed, sweep.config_name, sweep.config_dir)
+    return Material(runs, varied=varied_keys(swept_keys(typed), configs), lost=lost, concurrent=sweep.concurrent)
+
+
+def _ended(ledger: Ledger, jobs: Sequence[Job]) -> tuple[list[Path], list[dict[str, Any]]]:
+    """The runs of jobs that have ended, and what is known of those that left nothing to tell of.
+
+    A run knows better than a ledger whose process was killed.
+    """
+    ended = [job for job in jobs if "failed" in (job.state, run_status(job)) or run_status(job) == "done"]
+    told = [job for job in ended if _tells(job)]
+    lost = [
+        {"overrides": job.overrides, "name": ledger.title(job), "error": _error(job)}
+        for job in ended
+        if job not in told
+    ]
+    return [Path(job.run) for job in told if job.run], lost
 
 
 def _tells(job: Job) -> bool:
@@ -161,16 +168,15 @@ def _error(job: Job) -> str:
     return known or f"it ended{code} before there was anything to report"
 
 
-def _reference(comparison: Comparison) -> str | None:
-    """What the report calls the reference arm: tuning may have added to its name."""
+def _reference(comparison: Comparison, runs: Sequence[Path]) -> str | None:
+    """What the report on these runs calls the reference arm: tuning may have added to its name."""
     if comparison.against is None:
         return None
-    runs = {
+    own = {
         job.run for arm in comparison.arms if arm.name == comparison.against for job in comparison.compared_jobs(arm)
     }
-    told = [job for job in comparison.decisive if job.state in ("done", "failed") and _tells(job)]
-    arms = group_arms([read_run(path) for path in _paths(told)])
-    return next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.runs)), None)
+    arms = group_arms([read_run(path) for path in runs])
+    return next((arm.name for arm in arms if any(str(record.path) in own for record in arm.runs)), None)
 
 
 def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
@@ -183,7 +189,3 @@ def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
         if arm.chosen
         for row in tuning.rows(comparison.grid, comparison.tuning_jobs(arm), arm.chosen)
     ]
-
-
-def _paths(jobs: Iterable[Job]) -> list[Path]:
-    return [Path(job.run) for job in jobs if job.run]
