@@ -127,9 +127,9 @@ def reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _in_short(row: dict[str, Any]) -> str:
-    """What the values are, where there are few enough for a sentence."""
+    """Which keys have which values, where that is short enough for a sentence; hashes say nothing to a reader."""
     text = " or ".join(value["value"] for value in row["values"])
-    return f" ({text})" if text and len(text) <= SHORT else ""
+    return f" ({text})" if "=" in text and len(text) <= SHORT else ""
 
 
 def forbids(row: dict[str, Any]) -> bool:
