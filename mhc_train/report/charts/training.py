@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from mhc_train.report.charts.curves import QUIET, Points, by_x, ends, mean_curve, over_seeds, thin, tokens_axis
+from mhc_train.report.charts.curves import Points, by_x, ends, mean_curve, over_seeds, thin, tokens_axis
 from mhc_train.report.charts.depth import PAPER, any_streams, why_no_depth
 from mhc_train.report.charts.drawing import INK, Chart, Omitted, chart, looks, scale
 from mhc_train.report.charts.lines import gaps
@@ -24,7 +24,8 @@ def loss(document: Document) -> Chart | Omitted:
     styles = looks(document)
     several = any(len(arm["curves"]) > 1 for arm in arms.values())
     caption = "Thick with markers: validation loss" + (" (mean over seeds; thin: each seed)." if several else ".")
-    caption += " Thin and pale: training loss, the mean since the logged step before."
+    caption += " Thin and pale: training loss, the mean since the logged step before. The first tenth of the training "
+    caption += "is cut off above, so that the rest can be told apart."
 
     def draw(axes: Axes) -> None:
         for index, arm in arms.items():
@@ -32,9 +33,19 @@ def loss(document: Document) -> Chart | Omitted:
                 thin(axes, run["train_loss"], styles[index], 0.45)
             over_seeds(axes, _runs(arm, "val_loss"), styles[index])
         tokens_axis(axes, "loss (nats per token)")
+        _without_start(axes, [points for arm in arms.values() for points in _runs(arm, "val_loss")])
 
     curves = {index: mean_curve(_runs(arm, "val_loss")) for index, arm in arms.items()}
     return _chart(document, "loss", title, caption, draw, curves, "Validation loss against tokens.")
+
+
+def _without_start(axes: Axes, curves: list[Points]) -> None:
+    """Let the axis end at the highest loss after a tenth of the training; before, all arms fall alike."""
+    end = max((tokens for points in curves for tokens, _ in points), default=0)
+    later = [loss for points in curves for tokens, loss in points if tokens >= end / 10]
+    if end and later:
+        margin = 0.05 * (max(later) - min(later))
+        axes.set_ylim(min(axes.dataLim.ymin, min(later)) - margin, max(later) + margin)
 
 
 def loss_difference(document: Document) -> Chart | Omitted:
@@ -78,9 +89,7 @@ def gradient_norm(document: Document) -> Chart | Omitted:
         if clip:
             axes.axhline(clip, color=INK, linewidth=1, alpha=0.6)
         for index, arm in arms.items():
-            style = styles[index]
-            for points in _runs(arm, "grad_norm")[: 1 if style.quiet else None]:
-                thin(axes, points, style, QUIET if style.quiet else 0.9, "-" if style.quiet else style.dashes)
+            over_seeds(axes, _runs(arm, "grad_norm"), styles[index])
         tokens_axis(axes, "gradient norm")
         scale(axes, [norm for arm in arms.values() for run in _runs(arm, "grad_norm") for _, norm in run], span=0.1)
 

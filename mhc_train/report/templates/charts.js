@@ -56,7 +56,10 @@
     const [x, found] = [data.x[stop], rows(data, stop, y)];
     guide.replaceChildren();
     mark(chart, "line", { x1: x, x2: x, y1: data.box[1], y2: data.box[3] });
-    for (const line of found) mark(chart, "circle", { cx: x, cy: height(data, line.values[stop]), r: 3, fill: line.colour });
+    for (const line of found) {
+      const y = height(data, line.values[stop]);
+      if (y >= data.box[1]) mark(chart, "circle", { cx: x, cy: y, r: 3, fill: line.colour }); // else it is cut off above
+    }
     tip.replaceChildren();
     add(tip, "strong", "", chart.at[stop]);
     const ordered = [...found].sort((a, b) => b.values[stop] - a.values[stop]);
