@@ -12,13 +12,12 @@ from typing import Any
 from mhc_train.errors import CheckpointError
 from mhc_train.files import is_locked, json_lines_from_end
 from mhc_train.report.readings import largest
-from mhc_train.runs import Run
+from mhc_train.runs import GO_ON, Run
 
 STATES = ("running", "done", "failed", "stopped", "dead", "starting", "broken")
 """What a status says, but: dead, where it says running and no process is; starting, before there is one; broken, where
 a file cannot be read."""
 STAMP = "%Y%m%d-%H%M%S"
-GO_ON = {"sweep": "mhc-train fit -m --resume", "comparison": "mhc-train compare --resume"}
 
 
 @dataclass(frozen=True)

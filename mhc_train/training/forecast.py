@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mhc_train.tables import duration
+from mhc_train.tables import duration, number
 from mhc_train.training.comparison import Arm, Comparison
 from mhc_train.training.estimate import NOT_ASKED
 from mhc_train.training.jobs import fit_arguments
@@ -12,6 +12,7 @@ ESTIMATED = (
     "Estimated: a few steps of each arm were measured, on random tokens. A run is its start-up, its steps and its "
     "validations; reading text, measurements of the path, checkpoints and the tracker come on top."
 )
+COLUMNS = ("arm", "runs", "parameters", "MFLOP a token", "seconds a step", "a run", "all")
 
 
 def forecast(comparison: Comparison) -> dict[str, Any]:
@@ -64,6 +65,22 @@ def _arm(comparison: Comparison, arm: Arm) -> dict[str, Any]:
 def _total(parts: list[float | None]) -> float | None:
     known = [part for part in parts if part is not None]
     return sum(known) if len(known) == len(parts) else None
+
+
+def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The plan's table, an arm a row."""
+    return [
+        (
+            arm["name"],
+            str(arm["runs"]),
+            f"{arm['parameters']:,}",
+            f"{arm['flops_per_token'] / 1e6:,.1f}",
+            number(arm["seconds_per_step"]),
+            duration(arm["seconds_per_run"]),
+            duration(arm["seconds"]),
+        )
+        for arm in document["arms"]
+    ]
 
 
 def in_words(document: dict[str, Any]) -> list[str]:

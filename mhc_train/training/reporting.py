@@ -1,26 +1,33 @@
 """From the runs of a comparison, or any others, to a report: which runs, how they came to be compared, and where to."""
 
-import json
+import contextlib
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mhc_train.errors import CheckpointError
+from mhc_train.console import say
+from mhc_train.errors import CheckpointError, Stopped, StorageError
 from mhc_train.files import write_json, write_text
 from mhc_train.report.collect import group_arms, read_run
 from mhc_train.runs import Run, environment, make_exclusively, new_run_path
+from mhc_train.stop_signals import ended_by_signals
 from mhc_train.tracking.comparison import send_comparison
 from mhc_train.training import tuning
-from mhc_train.training.arms import key_of, swept_keys, varied_keys
-from mhc_train.training.comparison import DETECT, Asked, Comparison, known_arm, read_comparison
+from mhc_train.training.arms import check_varied, key_of, swept_keys, varied_keys
+from mhc_train.training.comparison import DETECT, Asked, Comparison, known_arm, read_comparison, trained
 from mhc_train.training.crew import run_status
 from mhc_train.training.jobs import check
-from mhc_train.training.ledger import Job
+from mhc_train.training.ledger import Job, kind_of, raise_if_failed, raise_if_stopped
 from mhc_train.training.sweep import read_sweep
+from mhc_train.training.verdict import check_conditions, raise_if_held
 
 if TYPE_CHECKING:
     from mhc_train.report.comparison import Setting
+
+Written = tuple[dict[str, Any], Path]
+"""A comparison's document and the page that it was drawn on."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,13 @@ def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
 
     Raises:
         CheckpointError: a directory is no run, or one that did not finish; or a ledger without finished runs.
-        ConfigError: no arm has the name of the reference.
+        ConfigError: no arm has the name of the reference or of a condition's; or there is no key that is varied.
     """
     parts = [_of_directory(path) for path in paths]
     runs = [run for part in parts for run in part.runs]
     names = [arm.name for arm in group_arms([read_run(run) for run in runs])]
+    check_varied(asked.vary)
+    check_conditions(asked.fail_on, names)
     against = known_arm(asked.against, names) or next((part.against for part in parts if part.against in names), None)
     return Material(
         runs,
@@ -85,7 +94,7 @@ def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
     )
 
 
-def write(material: Material, directory: Path) -> tuple[dict[str, Any], Path]:
+def write(material: Material, directory: Path) -> Written:
     """Compare the runs and write the report; returns the document and the page.
 
     Raises:
@@ -99,20 +108,91 @@ def write(material: Material, directory: Path) -> tuple[dict[str, Any], Path]:
     return document, write_report(document, directory)
 
 
-def report(comparison: Comparison, directory: Path | None) -> tuple[dict[str, Any], Path] | None:
+def conduct(path: Path, retry_failed: bool, at_once: int, directory: Path | None) -> tuple[Comparison, Written | None]:
+    """Train what is left of a comparison, as `trained` does, and report what there is; None where there is nothing."""
+    with trained(path, retry_failed, at_once) as comparison:
+        return comparison, None if comparison.stopped else report(comparison, directory)
+
+
+def raise_if_amiss(comparison: Comparison, written: Written | None, conditions: Sequence[str]) -> None:
+    """Say what keeps a comparison from its end, or which of the conditions on its arms, as planned, hold at its end.
+
+    Raises:
+        Stopped: there are runs left.
+        JobError: runs have failed.
+        VerdictError: a condition holds.
+    """
+    raise_if_stopped(comparison)
+    raise_if_failed(comparison)
+    if written is not None:
+        raise_if_held(conditions, _as_planned(written[0], comparison))
+
+
+def _as_planned(document: dict[str, Any], comparison: Comparison) -> dict[str, Any]:
+    """The document with every arm by the name that it was planned with: tuning may have added to that."""
+    planned = {job.run: arm.name for arm in comparison.arms for job in comparison.compared_jobs(arm)}
+    names = {arm["name"]: planned[run] for arm in document["arms"] for run in arm["runs"]}
+
+    def renamed(row: dict[str, Any], *keys: str) -> dict[str, Any]:
+        return row | {key: names.get(row[key], row[key]) for key in keys}
+
+    return document | {
+        "arms": [renamed(arm, "name") for arm in document["arms"]],
+        "differences": [renamed(row, "a", "b") for row in document["differences"]],
+    }
+
+
+def report(comparison: Comparison, directory: Path | None) -> Written | None:
     """Write the report of a comparison that has come to its end, from the runs that there are; None if there are none.
 
     Args:
-        comparison: whose status becomes `done`, or `failed` if a run that is compared has.
+        comparison: whose status becomes `done`, or `failed` if a run that is compared has, or the report.
         directory: of the report; None for its place in the comparison's.
+
+    Raises:
+        Stopped: a stop signal came before it was written; whoever goes on with the comparison writes it.
+        StorageError: a file cannot be written.
     """
-    run, material = Run(comparison.path), of_comparison(comparison)
-    done = [job for job in comparison.decisive if job.state == "done"]
-    written = write(material, directory or run.report) if done else None
-    if written:
-        send_comparison(run, written[0], written[1].parent)
-    run.set_status("done" if len(done) == len(comparison.decisive) else "failed", runs=comparison.runs)
+    run = Run(comparison.path)
+    try:
+        with ended_by_signals(lambda name: _unreported(comparison, name)):
+            written = _report(comparison, directory or run.report)
+    except Exception as error:
+        with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
+            status = "stopped" if isinstance(error, Stopped) else "failed"
+            run.set_status(status, runs=comparison.runs, error=str(error))
+        raise
+    done = all(job.state == "done" for job in comparison.decisive)
+    run.set_status("done" if done else "failed", runs=comparison.runs)
     return written
+
+
+def _report(comparison: Comparison, directory: Path) -> Written | None:
+    if all(job.state != "done" for job in comparison.decisive):
+        return None
+    document, page = write(of_comparison(comparison), directory)
+    send_comparison(Run(comparison.path), document, directory)
+    return document, page
+
+
+def _unreported(comparison: Comparison, name: str) -> Stopped:
+    return Stopped(f"Stopped by {name} before the report was written. Write it with `{comparison.going_on}`.")
+
+
+def make_directory(output: Path) -> None:
+    """Make the directory that a report is to be written to, before hours are spent on what it tells of.
+
+    Raises:
+        StorageError: nothing can be written there.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"--output {output}: {error.strerror or error}. Name a directory that can be written to."
+        ) from error
 
 
 def new_directory(runs: Sequence[Path]) -> Path:
@@ -129,7 +209,7 @@ def _of_directory(path: Path) -> Material:
     """A run, or the finished runs of a comparison or a sweep."""
     if not (path / "ledger.json").is_file():
         return Material([path])
-    comparing = json.loads((path / "ledger.json").read_text()).get("kind") == "comparison"
+    comparing = kind_of(path) == "comparison"
     material = _of_finished(read_comparison(path)) if comparing else _of_sweep(path)
     if not material.runs:
         raise CheckpointError(f"{path}: none of its runs is finished. Go on with it first.")
@@ -156,7 +236,7 @@ def _tells(job: Job) -> bool:
 
 
 def _error(job: Job) -> str:
-    known = Run(Path(job.run)).status().get("error") if job.run else None
+    known = Run(Path(job.run)).status().get("error") if job.run else job.error
     code = "" if job.exit_code is None else f" with exit code {job.exit_code}"
     return known or f"it ended{code} before there was anything to report"
 
@@ -170,7 +250,10 @@ def _reference(comparison: Comparison) -> str | None:
     }
     told = [job for job in comparison.decisive if job.state in ("done", "failed") and _tells(job)]
     arms = group_arms([read_run(path) for path in _paths(told)])
-    return next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.runs)), None)
+    found = next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.runs)), None)
+    if found is None:
+        say(f"--against {comparison.against}: it has no run to report; the others are against {arms[0].name}.")
+    return found
 
 
 def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
