@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from mhc_train.training.comparison import Asked, Comparison
 
 BULKY = ("curves", "courses", "last", "samples")
-DETECT = "0.5%"
 
 
 def compare(
@@ -68,8 +67,14 @@ def compare(
         typer.Option("--against", metavar="ARM", help="The reference arm; the first without it.", show_default=False),
     ] = None,
     detect: Annotated[
-        str, typer.Option("--detect", help="The relative difference of loss that there should be seeds enough for.")
-    ] = DETECT,
+        str | None,
+        typer.Option(
+            "--detect",
+            metavar="SHARE",
+            help="The difference of loss that there should be seeds enough for, such as 1%.",
+            show_default=False,
+        ),
+    ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,16 +141,19 @@ def compare(
         _train(comparison.path, retry_failed, at_once, output, open_page, json, conditions or comparison.fail_on)
 
 
-def _share(text: str) -> float:
-    """A share, typed as 0.5% or 0.005."""
+def _share(text: str | None) -> float:
+    """A share, typed as 1% or 0.01."""
     from mhc_train.errors import ConfigError
+    from mhc_train.report.collect import DETECT
 
+    if text is None:
+        return DETECT
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise ConfigError(f"--detect {text}: type a share of the loss, such as {DETECT}.")
+        raise ConfigError(f"--detect {text}: type a share of the loss, such as 1%.")
     return share
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from mhc_train.config.compose import compose
 from mhc_train.console import say
 from mhc_train.errors import ConfigError
+from mhc_train.report.collect import DETECT
 from mhc_train.runs import Run, new_run_path
 from mhc_train.training import tuning
 from mhc_train.training.arms import arm_names, check_varied, key_of, plan_arms, swept_keys, varied_keys
@@ -17,9 +18,6 @@ from mhc_train.training.estimate import estimate
 from mhc_train.training.jobs import Forwarding, check
 from mhc_train.training.ledger import Job, Ledger, alone, read_ledger, readable
 from mhc_train.training.verdict import check_conditions
-
-DETECT = 0.005
-"""The relative difference of loss that power is stated for, unless another is asked for."""
 
 
 @dataclass

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from mhc_train.console import say
 from mhc_train.errors import CheckpointError, Stopped, StorageError
 from mhc_train.files import write_json, write_text
-from mhc_train.report.collect import group_arms, read_run
+from mhc_train.report.collect import DETECT, group_arms, read_run
 from mhc_train.runs import Run, environment, make_exclusively, new_run_path
 from mhc_train.stop_signals import ended_by_signals
 from mhc_train.tracking.comparison import send_comparison
 from mhc_train.training import tuning
 from mhc_train.training.arms import check_varied, key_of, swept_keys, varied_keys
-from mhc_train.training.comparison import DETECT, Asked, Comparison, known_arm, read_comparison, trained
+from mhc_train.training.comparison import Asked, Comparison, known_arm, read_comparison, trained
 from mhc_train.training.crew import run_status
 from mhc_train.training.jobs import check
 from mhc_train.training.ledger import Job, kind_of, raise_if_failed, raise_if_stopped

@@ -16,6 +16,7 @@ import pytest
 from mhc_train.config.compose import compose
 from mhc_train.errors import CheckpointError, ConfigError, Interrupted, Stopped, StorageError
 from mhc_train.files import is_locked, read_json_lines
+from mhc_train.report.listing import listed
 from mhc_train.runs import Run
 from mhc_train.training import estimate as estimating
 from mhc_train.training import jobs, reporting, tuning
@@ -24,7 +25,7 @@ from mhc_train.training.crew import settle
 from mhc_train.training.estimate import Estimate, estimate
 from mhc_train.training.forecast import forecast, in_words
 from mhc_train.training.ledger import Job, JobError, Ledger, raise_if_failed, raise_if_stopped
-from mhc_train.training.reporting import conduct
+from mhc_train.training.reporting import conduct, of_directories
 from mhc_train.training.sweep import create_sweep, read_sweep
 from mhc_train.training.trial import measure
 
@@ -90,7 +91,7 @@ def test_what_is_swept_is_varied_but_for_the_connection() -> None:
     ("overrides", "asked", "message"),
     [
         (["connection=residual"], {}, "nothing to compare"),
-        (["connection=glob(residual)"], {}, "nothing to compare"),
+        (["connection=glob(residual)", "model=tiny"], {}, "one arm, residual: nothing to compare"),
         (
             ["connection=residual,mhc"],
             {"against": "hc"},
@@ -127,6 +128,7 @@ def test_each_arm_is_tuned_on_a_seed_that_is_not_compared(tmp_path: Path) -> Non
     assert [arm.chosen for arm in comparison.arms] == [{"optim.lr": "0.002"}] * 2
     assert comparison.varied == ["optim.lr"]
     assert comparison.document() == json.loads((path / "ledger.json").read_text())
+    assert [entry.jobs for entry in listed([path]) if entry.kind == "comparison"] == [{"done": 4}]
     again = run_comparison(path)
     assert again.document() == comparison.document() and len(starts(tmp_path)) == 10
 
@@ -257,6 +259,9 @@ def test_a_ledger_is_gone_on_with_by_its_own_command(tmp_path: Path) -> None:
     (compared / "ledger.json").write_text(json.dumps({key: document[key] for key in document if key != "grid"}))
     with pytest.raises(CheckpointError, match="not a ledger"):
         read_comparison(compared)
+    (compared / "ledger.json").write_text("[")
+    with pytest.raises(CheckpointError, match="not a ledger"):
+        of_directories([compared], Asked())
 
 
 def test_a_trial_measures_what_a_step_takes() -> None:
