@@ -10,7 +10,7 @@ import typer
 from mhc_train.cli.options import AtOnce, ConfigDir, ConfigName, Json, complete_override
 
 if TYPE_CHECKING:
-    from mhc_train.training.comparison import Asked, Comparison
+    from mhc_train.training.comparison import Comparison, Options
 
 BULKY = ("curves", "courses", "last", "samples")
 
@@ -114,11 +114,11 @@ def compare(
     mhc-train compare runs/20260101-120000-residual-0a1b2c runs/20260101-121500-mhc-3d4e5f --against residual
     """
     from mhc_train.errors import ConfigError
-    from mhc_train.training.comparison import Asked
+    from mhc_train.training.comparison import Options
     from mhc_train.training.reporting import make_directory
 
     given, conditions = arguments or [], fail_on or []
-    asked = Asked(tuple(tune or ()), tuple(vary or ()), against, _share(detect), tuple(conditions))
+    options = Options(tuple(tune or ()), tuple(vary or ()), against, _share(detect), tuple(conditions))
     if resume is None and retry_failed:
         raise ConfigError("--retry-failed is for a comparison that was begun. Type --resume COMPARISON, too.")
     if resume is None and given and not any("=" in text for text in given):
@@ -126,12 +126,12 @@ def compare(
             raise ConfigError(
                 "--tune, --dry-run and --jobs are for trainings: runs that are there are read as they are."
             )
-        _compare_runs(list(map(Path, given)), asked, output, open_page, json)
+        _compare_runs(list(map(Path, given)), options, output, open_page, json)
         return
     if resume:
-        comparison = _begun(resume, given, config_name, config_dir, asked)
+        comparison = _begun(resume, given, config_name, config_dir, options)
     else:
-        comparison = _planned(given, config_name, config_dir, asked, measured)
+        comparison = _planned(given, config_name, config_dir, options, measured)
     _print_plan(comparison, json, dry_run)
     if not dry_run:
         if output:
@@ -157,21 +157,21 @@ def _share(text: str | None) -> float:
     return share
 
 
-def _compare_runs(paths: list[Path], asked: "Asked", output: Path | None, open_page: bool, json: bool) -> None:
+def _compare_runs(paths: list[Path], options: "Options", output: Path | None, open_page: bool, json: bool) -> None:
     """Report on runs that are there; all are read before anything is made."""
     from mhc_train.training.reporting import make_directory, new_directory, of_directories, write
     from mhc_train.training.verdict import raise_if_held
 
-    material = of_directories(paths, asked)
+    material = of_directories(paths, options)
     if output:
         make_directory(output)
     document, page = write(material, output or new_directory(material.runs))
     _show(document, page, open_page, json)
-    raise_if_held(asked.fail_on, document)
+    raise_if_held(options.fail_on, document)
 
 
 def _planned(
-    overrides: list[str], config_name: str, config_dir: Path | None, asked: "Asked", measured: bool
+    overrides: list[str], config_name: str, config_dir: Path | None, options: "Options", measured: bool
 ) -> "Comparison":
     from mhc_train.errors import ConfigError
     from mhc_train.training.comparison import estimate_costs, plan_comparison
@@ -181,23 +181,25 @@ def _planned(
         raise ConfigError(
             f"{mixed[0]}: neither KEY=VALUE nor, beside overrides, a run. Give runs or overrides, not both."
         )
-    comparison = plan_comparison(overrides, config_name, config_dir, asked)
+    comparison = plan_comparison(overrides, config_name, config_dir, options)
     estimate_costs(comparison, measured)
     return comparison
 
 
-def _begun(path: Path, overrides: list[str], config_name: str, config_dir: Path | None, asked: "Asked") -> "Comparison":
+def _begun(
+    path: Path, overrides: list[str], config_name: str, config_dir: Path | None, options: "Options"
+) -> "Comparison":
     from mhc_train.errors import ConfigError
-    from mhc_train.training.comparison import Asked, read_comparison
+    from mhc_train.training.comparison import Options, read_comparison
     from mhc_train.training.verdict import check_conditions
 
-    if overrides or config_dir or config_name != "config" or asked != Asked(fail_on=asked.fail_on):
+    if overrides or config_dir or config_name != "config" or options != Options(fail_on=options.fail_on):
         raise ConfigError(
             "A comparison goes on as it was begun. Leave out overrides, -cn, -cd, --tune, --vary, --against and "
             "--detect, or begin another."
         )
     comparison = read_comparison(path)
-    check_conditions(asked.fail_on, [arm.name for arm in comparison.arms])
+    check_conditions(options.fail_on, [arm.name for arm in comparison.arms])
     return comparison
 
 

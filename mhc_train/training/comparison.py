@@ -39,7 +39,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """What may be asked of a comparison beside its overrides."""
 
     tune: Sequence[str] = ()
@@ -97,7 +97,7 @@ class Comparison(Ledger):
 
 
 def plan_comparison(
-    overrides: Sequence[str], config_name: str, config_dir: Path | None, asked: Asked = Asked()
+    overrides: Sequence[str], config_name: str, config_dir: Path | None, options: Options = Options()
 ) -> Comparison:
     """A new comparison with all its jobs, checked; nothing is made yet.
 
@@ -105,12 +105,12 @@ def plan_comparison(
     machine that slows down slows all alike.
 
     Raises:
-        ConfigError: with all that is wrong with the overrides, the jobs, or what is asked.
+        ConfigError: with all that is wrong with the overrides, the jobs, or what is options.
     """
-    check_varied(asked.vary)
+    check_varied(options.vary)
     runs = plan_arms(overrides, config_name, config_dir)
     keys = [key_of(text) for arm in runs for text in arm]
-    grid = tuning.read_grid(asked.tune, keys, config_dir)
+    grid = tuning.read_grid(options.tune, keys, config_dir)
     compared = [run for one_seed in zip(*runs.values(), strict=True) for run in one_seed]
     configs = check(compared, config_name, config_dir)
     first = configs[: len(runs)]
@@ -119,7 +119,7 @@ def plan_comparison(
     check(choosing, config_name, config_dir)
     everything = [*choosing, *compared]
     names = arm_names(first)
-    check_conditions(asked.fail_on, names)
+    check_conditions(options.fail_on, names)
     arms = [
         Arm(
             name,
@@ -129,7 +129,7 @@ def plan_comparison(
         )
         for place, (name, arm) in enumerate(zip(names, runs, strict=True))
     ]
-    varied = [*varied_keys(swept_keys(list(runs)), first), *grid, *asked.vary]
+    varied = [*varied_keys(swept_keys(list(runs)), first), *grid, *options.vary]
     return Comparison(
         path=new_run_path(Path(configs[0].runs_dir), "compare"),
         config_name=config_name,
@@ -139,9 +139,9 @@ def plan_comparison(
         varied=list(dict.fromkeys(varied)),
         grid=grid,
         tuning_seed=seed if grid else None,
-        against=known_arm(asked.against, names),
-        detect=asked.detect,
-        fail_on=list(asked.fail_on),
+        against=known_arm(options.against, names),
+        detect=options.detect,
+        fail_on=list(options.fail_on),
     )
 
 

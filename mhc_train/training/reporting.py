@@ -16,7 +16,7 @@ from mhc_train.stop_signals import ended_by_signals
 from mhc_train.tracking.comparison import send_comparison
 from mhc_train.training import tuning
 from mhc_train.training.arms import check_varied, key_of, swept_keys, varied_keys
-from mhc_train.training.comparison import Asked, Comparison, known_arm, read_comparison, trained
+from mhc_train.training.comparison import Comparison, Options, known_arm, read_comparison, trained
 from mhc_train.training.crew import run_status
 from mhc_train.training.jobs import check
 from mhc_train.training.ledger import Job, kind_of, raise_if_failed, raise_if_stopped
@@ -71,7 +71,7 @@ def of_comparison(comparison: Comparison) -> Material:
     )
 
 
-def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
+def of_directories(paths: Sequence[Path], options: Options) -> Material:
     """Finished runs, and those of comparisons and sweeps; everything is read, so that what is wrong is said at once.
 
     Raises:
@@ -81,16 +81,16 @@ def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
     parts = [_of_directory(path) for path in paths]
     runs = [run for part in parts for run in part.runs]
     names = [arm.name for arm in group_arms([read_run(run) for run in runs])]
-    check_varied(asked.vary)
-    check_conditions(asked.fail_on, names)
-    against = known_arm(asked.against, names) or next((part.against for part in parts if part.against in names), None)
+    check_varied(options.vary)
+    check_conditions(options.fail_on, names)
+    against = known_arm(options.against, names) or next((part.against for part in parts if part.against in names), None)
     return Material(
         runs,
-        varied=list(dict.fromkeys([*(key for part in parts for key in part.varied), *asked.vary])),
+        varied=list(dict.fromkeys([*(key for part in parts for key in part.varied), *options.vary])),
         concurrent=max(part.concurrent for part in parts),
         tuning=[row for part in parts for row in part.tuning],
         against=against,
-        detect=asked.detect,
+        detect=options.detect,
     )
 
 
@@ -251,7 +251,7 @@ def _reference(comparison: Comparison) -> str | None:
     told = [job for job in comparison.decisive if job.state in ("done", "failed") and _tells(job)]
     arms = group_arms([read_run(path) for path in _paths(told)])
     found = next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.runs)), None)
-    if found is None:
+    if found is None and arms:
         say(f"--against {comparison.against}: it has no run to report; the others are against {arms[0].name}.")
     return found
 

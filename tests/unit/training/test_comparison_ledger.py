@@ -8,24 +8,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mhc_train.config.compose import compose
-from mhc_train.errors import CheckpointError, ConfigError, Interrupted, Stopped, StorageError
+from mhc_train.errors import CheckpointError, ConfigError, Interrupted, Stopped, StorageError, VerdictError
 from mhc_train.files import is_locked, read_json_lines
+from mhc_train.report.collect import RunRecord
 from mhc_train.report.listing import listed
 from mhc_train.runs import Run
 from mhc_train.training import estimate as estimating
 from mhc_train.training import jobs, reporting, tuning
-from mhc_train.training.comparison import Asked, Comparison, plan_comparison, read_comparison, trained
+from mhc_train.training.comparison import Comparison, Options, plan_comparison, read_comparison, trained
 from mhc_train.training.crew import settle
 from mhc_train.training.estimate import Estimate, estimate
 from mhc_train.training.forecast import forecast, in_words
 from mhc_train.training.ledger import Job, JobError, Ledger, raise_if_failed, raise_if_stopped
-from mhc_train.training.reporting import conduct, of_directories
+from mhc_train.training.reporting import conduct, of_comparison, of_directories, raise_if_amiss
 from mhc_train.training.sweep import create_sweep, read_sweep
 from mhc_train.training.trial import measure
 
@@ -40,7 +42,7 @@ def _fake_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(*overrides: str, **asked: Any) -> Comparison:
-    return plan_comparison(overrides, "config", None, Asked(**asked))
+    return plan_comparison(overrides, "config", None, Options(**asked))
 
 
 def new(directory: Path, *overrides: str, **asked: Any) -> Path:
@@ -215,6 +217,36 @@ def test_a_report_that_fails_is_a_comparison_that_failed(tmp_path: Path, monkeyp
     assert Run(path).status()["status"] == "failed" and Run(path).status()["error"] == "no space"
 
 
+def test_conditions_name_arms_as_planned_whatever_tuning_added() -> None:
+    """The report tells arms of one label apart by all in which they differ, the chosen values included."""
+    planned = plan("connection=mhc", "connection.streams=2,4", "seed=0", tune=["optim.lr=1e-3,2e-3"])
+    assert [arm.name for arm in planned.arms] == ["mhc streams=2", "mhc streams=4"]
+    for job, run in zip(planned.decisive, "ab", strict=True):
+        job.state, job.run = "done", run
+    names = ["mhc streams=2 lr=0.001", "mhc streams=4 lr=0.002"]
+    arms = [
+        {"name": name, "runs": [run], "val_loss": loss} for name, run, loss in zip(names, "ab", (3, 2), strict=True)
+    ]
+    row = {"a": names[0], "b": names[1], "metric": "val_loss", "verdict": "lower", "mean": -1.0}
+    written = ({"arms": arms, "differences": [row]}, Path())
+    raise_if_amiss(planned, written, ["mhc streams=4.val_loss > mhc streams=2.val_loss"])
+    with pytest.raises(VerdictError, match="mhc streams=4 is lower than mhc streams=2"):
+        raise_if_amiss(planned, written, ["shown: mhc streams=4.val_loss < mhc streams=2.val_loss"])
+
+
+def test_the_reference_that_cannot_be_reported_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison = plan("connection=residual,mhc", "seed=0", against="mhc")
+    comparison.jobs[0].state, comparison.jobs[0].run = "done", str(tmp_path)
+    comparison.jobs[1].state = "failed"
+    Run(tmp_path).set_status("done", parameters={})
+    record = RunRecord(tmp_path, asdict(compose(["connection=residual"])), {"seed": 0}, {}, [], [], [])
+    monkeypatch.setattr(reporting, "read_run", lambda path: record)
+    assert of_comparison(comparison).against is None
+    assert "--against mhc: it has no run to report; the others are against residual." in capsys.readouterr().err
+
+
 def test_two_signals_interrupt() -> None:
     job = Job(0, [], "stopped", exit_code=Interrupted.exit_code)
     with pytest.raises(Interrupted, match="Stopped by SIGINT: 0 of 1 jobs are done"):
@@ -261,7 +293,7 @@ def test_a_ledger_is_gone_on_with_by_its_own_command(tmp_path: Path) -> None:
         read_comparison(compared)
     (compared / "ledger.json").write_text("[")
     with pytest.raises(CheckpointError, match="not a ledger"):
-        of_directories([compared], Asked())
+        of_directories([compared], Options())
 
 
 def test_a_trial_measures_what_a_step_takes() -> None:
