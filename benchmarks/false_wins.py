@@ -3,6 +3,7 @@
 import argparse
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from record import significant, write_json
 
 from mhc_train.report.budgets import reading, tokens
-from mhc_train.report.collect import RunRecord
+from mhc_train.report.collect import Arm, RunRecord
 from mhc_train.report.crossings import both_orders
 from mhc_train.report.pairs import ALPHA, Floats, holm, paired, power
+from mhc_train.report.statistics import METRIC, differences, failures
 
 LOSS, SEED_SD = 6.0, 0.02
 """Nats, and how far a seed alone moves an arm's loss."""
@@ -89,30 +91,75 @@ def outcome(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, An
 
 
 def judged(scenario: Scenario, losses: Floats, pairs: list[tuple[int, int]]) -> dict[str, float]:
-    """What the tests of one family come to."""
+    """What the tests of one family come to, of whatever runs there are."""
     first, second = (np.array(side) for side in zip(*pairs, strict=True))
     found = paired(losses[:, first], losses[:, second])
     truth = np.array(scenario.truth)[second] - np.array(scenario.truth)[first]
     shown = holm(found.p_value) < ALPHA
-    winner = np.where(found.mean < 0, second, first)
-    whole = np.take_along_axis(np.isfinite(losses).all(-1), winner, 1)  # an arm with failed runs wins nothing
-    false = shown & (np.sign(found.mean) != np.sign(truth))
+    right = np.sign(found.mean) == np.sign(truth)
     known = np.isfinite(found.half)
     rows = {
         "covered": (np.abs(found.mean - truth) <= found.half)[known].mean(),
-        "false_wins": (false & whole).any(-1).mean(),
-        "false_if_failures_were_ignored": false.any(-1).mean(),
+        "false_wins": (shown & ~right).any(-1).mean(),
     }
     if truth.any():
-        right = shown & whole & (np.sign(found.mean) == np.sign(truth))
         spreads = np.array(scenario.spreads or (1.0,) * len(scenario.truth))
         # The two arms' own scatter; what a seed does to both cancels.
         effect = DETECT / (SEED_SD * math.hypot(*spreads[list(pairs[-1])]))
         rows |= {
-            "power": right[:, truth != 0].mean(),
+            "power": (shown & right)[:, truth != 0].mean(),
             "predicted_power": power(effect, scenario.seeds, ALPHA / len(pairs)),
         }
     return {name: significant(value) for name, value in rows.items()}
+
+
+# Runs that fail
+
+
+def reported(scenario: Scenario, simulations: int, seed: int = 0) -> dict[str, Any]:
+    """Shares of simulations of equal arms by the verdicts of a report, whose runs are done or failed."""
+    rows = [verdicts(losses) for losses in draw(scenario, simulations, np.random.default_rng(seed))]
+    return {
+        "scenario": scenario.name,
+        "simulations": simulations,
+        "false_wins": {
+            family: significant(
+                np.mean([any(row["family"] == family and row["winner"] for row in one) for one in rows])
+            )
+            for family in dict.fromkeys(row["family"] for row in rows[0])
+        },
+        "won_with_failed_runs": significant(
+            np.mean([any(row["winner"] in row["failed"] for row in one) for one in rows])
+        ),
+        "withheld_for_failed_runs": significant(np.mean([any(row["withheld"] for row in one) for one in rows])),
+    }
+
+
+def verdicts(losses: Floats) -> list[dict[str, Any]]:
+    """The families, winners if any, and arms with failed runs, of one comparison's losses (arms, seeds)."""
+    arms = [arm(str(number), own) for number, own in enumerate(losses.tolist())]
+    failed = failures(arms)
+    by_seed = {one.name: one.by_seed(METRIC) for one in arms}
+    rows = differences(by_seed, "0", lambda winner, _: failed.get(winner), DETECT / LOSS)
+    return [
+        {
+            "family": row["family"],
+            "winner": {"lower": row["b"], "higher": row["a"]}.get(row["verdict"]),
+            "failed": list(failed),
+            "withheld": row["verdict"].startswith("not settled") and bool(row["seeds"]),
+        }
+        for row in rows
+    ]
+
+
+def arm(name: str, losses: Sequence[float]) -> Arm:
+    """An arm whose run of every seed is done with that loss, or failed where it is NaN."""
+    done, failed = [], []
+    for seed, loss in enumerate(losses):
+        status = {"seed": seed, "status": "failed" if math.isnan(loss) else "done"}
+        record = RunRecord(Path(), {}, status, {}, [{"tokens": 1, METRIC: loss}], [], [])
+        (failed if record.failed else done).append(record)
+    return Arm(name, done, failed)
 
 
 # Courses
@@ -169,6 +216,7 @@ def autoregressive(shape: tuple[int, ...], memory: float, rng: np.random.Generat
     return found
 
 
+FAILING = [scenario for scenario in SCENARIOS if scenario.crashes]
 CROSSINGS = [(validations, memory, gap) for validations in (8, 40) for memory in (0.0, 0.9) for gap in (0.0, 1.0)]
 
 
@@ -180,13 +228,20 @@ def main() -> None:
     for row in scenarios:
         for family, rates in row["families"].items():
             print(f"{row['scenario']} ({family}): " + ", ".join(f"{key} {rate:.3f}" for key, rate in rates.items()))
+    failing = [reported(scenario, simulations) for scenario in FAILING]
     lengths = unequal_lengths(simulations)
     crossings = [false_crossings(simulations, *which) for which in CROSSINGS]
-    print(lengths, *crossings, sep="\n")
+    print(*failing, lengths, *crossings, sep="\n")
     versions = {"python": platform.python_version(), "numpy": version("numpy"), "scipy": version("scipy")}
     write_json(
         "false-wins",
-        {"environment": versions, "scenarios": scenarios, "unequal_lengths": lengths, "crossings": crossings},
+        {
+            "environment": versions,
+            "scenarios": scenarios,
+            "failing": failing,
+            "unequal_lengths": lengths,
+            "crossings": crossings,
+        },  # fmt: skip
     )
 
 

@@ -1,5 +1,6 @@
 """What an arm was, cost and became: its part of the comparison's document."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -41,14 +42,14 @@ Values = list[float]
 
 
 def describe(arm: Arm, first: Arm) -> dict[str, Any]:
-    """An arm's part of the comparison's document; step times are relative to those of `first`.
+    """An arm's part of the comparison's document; the time of a training step is relative to that of `first`.
 
     Means, medians and curves are of the runs that finished; an arm of which none did has nulls in their place.
     """
     status = arm.runs[0].status
     parameters = status.get("parameters") or {}
     finished = arm.records[0] if arm.records else None
-    speed, base_speed = _speed(arm), _speed(first)
+    step_time, base_time = _step_time(arm), _step_time(first)
     return {
         "name": arm.name,
         "runs": [str(record.path) for record in arm.records],
@@ -60,8 +61,8 @@ def describe(arm: Arm, first: Arm) -> dict[str, Any]:
         "params": sum(parameters.values()) if parameters else None,
         "parameters": parameters,
         "flops_per_token": status.get("flops_per_token"),
-        "tokens_per_second": speed,
-        "relative_step_time": base_speed / speed if speed and base_speed else None,
+        "tokens_per_second": _speed(arm),
+        "relative_step_time": step_time / base_time if step_time and base_time else None,
         "seconds": _reduced(statistics.median, map(_trained, arm.records)),
         "peak_memory": _reduced(max, (record.status.get("peak_memory") for record in arm.records)),
         "peak_memory_counted": status.get("peak_memory_counted"),
@@ -156,9 +157,24 @@ def _laws(records: list[RunRecord]) -> list[dict[str, Any]]:
 
 
 def _law(found: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
-    seed, row = max(found, key=lambda pair: VERDICTS.index(pair[1]["verdict"]))
+    seed, row = max(found, key=lambda pair: _badness(pair[1]))
     return row | {"seed": seed, "verdicts": {str(each): own["verdict"] for each, own in found}}
+
+
+def _badness(row: dict[str, Any]) -> tuple[int, float]:
+    """By the verdict, then by the value that it rests on; one that is not finite is worse than any."""
+    rank, evidence = VERDICTS.index(row["verdict"]), row["evidence"]
+    if evidence is None:
+        return rank, -math.inf
+    value = evidence["value"]
+    return rank, math.inf if value is None else -value if evidence["below"] else value
 
 
 def _speed(arm: Arm) -> float | None:
     return _reduced(statistics.median, (record.tokens_per_second for record in arm.records))
+
+
+def _step_time(arm: Arm) -> float | None:
+    """Seconds of a training step."""
+    speed = _speed(arm)
+    return arm.records[0].config["train"]["batch_tokens"] / speed if speed else None

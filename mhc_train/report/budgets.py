@@ -45,7 +45,7 @@ class Reading(NamedTuple):
 
     loss: float
     falling: float
-    """How far its learning rate was above its last value, as a share of its largest."""
+    """How far its learning rate was above its last value, there or later, as a share of its largest."""
 
 
 def budgets(
@@ -135,7 +135,10 @@ def _falling(record: RunRecord, place: float) -> float:
     if not len(rates):
         return 0.0
     there = np.interp(place, rates[:, 0], rates[:, 1])
-    return max(0.0, float((there - rates[-1, 1]) / rates[:, 1].max()))
+    # During warm-up the rate is still to rise before it falls.
+    largest = rates[rates[:, 0] >= place, 1].max(initial=there)
+    falling = float(largest - rates[-1, 1])
+    return falling and falling / float(rates[:, 1].max())
 
 
 def _has_course(record: RunRecord) -> bool:

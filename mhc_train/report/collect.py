@@ -2,8 +2,10 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,9 @@ class Arm:
 
     name: str
     records: list[RunRecord] = field(default_factory=list)
-    """Those that finished: every mean is over them."""
+    """Those that finished, by seed: every mean is over them."""
     failed: list[RunRecord] = field(default_factory=list)
-    """Those that did not; no number of theirs is in a mean."""
+    """Those that did not, by seed; no number of theirs is in a mean."""
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -188,24 +190,38 @@ def _arm(name: str, group: list[RunRecord]) -> Arm:
                 "replicate would count twice. Leave one out; replicates differ in seed, and may in data.seed besides."
             )
     failed = {record.seed: record for record in group if record.seed not in finished}
-    return Arm(name, list(finished.values()), list(failed.values()))
+    return Arm(name, *([runs[seed] for seed in sorted(runs)] for runs in (finished, failed)))
 
 
 def _identity(record: RunRecord) -> dict[str, Any]:
-    flat = flatten(record.config)
-    return {key: value for key, value in flat.items() if key not in SEEDS + NO_PART and not key.startswith("tracker.")}
+    """What makes an arm; a key that is null is one that an older version did not have."""
+    return {
+        key: value
+        for key, value in flatten(record.config).items()
+        if value is not None and key not in SEEDS + NO_PART and not key.startswith("tracker.")
+    }
 
 
 def _names(groups: list[list[RunRecord]]) -> list[str]:
-    """The connection's label, with whatever else differs between arms of the same label."""
+    """The connection's label, with whatever else differs between arms of the same label; no two are the same."""
     configs = [_identity(group[0]) for group in groups]
-    names = []
+    names: list[str] = []
     for config in configs:
-        title = _title(config)
-        alike = [other for other in configs if _title(other) == title]
-        differing = [key for key in config if any(other.get(key) != config[key] for other in alike)]
-        names.append(" ".join([title, *(f"{key.rpartition('.')[2]}={config[key]}" for key in differing)]))
+        alike = [other for other in configs if _title(other) == _title(config)]
+        name = " ".join([_title(config), *_differing(config, alike)])
+        # A label may read like a name that was made from keys.
+        candidates = chain([name], (f"{name} ({number})" for number in count(2)))
+        names.append(next(candidate for candidate in candidates if candidate not in names))
     return names
+
+
+def _differing(config: dict[str, Any], alike: list[dict[str, Any]]) -> list[str]:
+    """What a configuration has that others lack, or have otherwise; keys are in short where that is clear."""
+    every = dict.fromkeys(key for other in alike for key in other)
+    keys = [key for key in every if any(other.get(key) != config.get(key) for other in alike)]
+    short = {key: key.rpartition(".")[2] for key in keys}
+    uses = Counter(short.values())
+    return [f"{short[key] if uses[short[key]] == 1 else key}={config[key]}" for key in keys if key in config]
 
 
 def _title(config: dict[str, Any]) -> str:

@@ -8,8 +8,6 @@ from mhc_train.config.compose import flatten
 from mhc_train.report.collect import SEEDS, Arm, RunRecord
 from mhc_train.report.words import listed
 
-OF_LENGTH = frozenset({"token budget", "training tokens in order"})
-"""What trainings of unequal length cannot have in common."""
 HASH = 12
 """Characters of a hash that are shown."""
 
@@ -28,8 +26,13 @@ class Requirement:
     """What can be said where it differs."""
     at_end: bool = False
     """Whether only a run that finished has it."""
+    length: bool = False
+    """Whether it is the length of a training, so that runs that differ in it may be compared at equal tokens."""
     within: Callable[[RunRecord], Hashable] = lambda record: None
     """It must agree only between runs that have this in common."""
+    instead: Callable[[RunRecord], Any] = lambda record: None
+    """What must agree between runs of one seed that have nothing in common within which it must, for them to be
+    compared at equal tokens; None is unknown."""
     follows: tuple[str, ...] = ()
     """Configuration keys, or sections, that it cannot but follow; where arms differ in one on purpose, it decides
     nothing."""
@@ -44,7 +47,8 @@ def _section(name: str, *keys: str) -> Callable[[RunRecord], Any]:
 
     def read(record: RunRecord) -> Any:
         flat = flatten({name: record.config.get(name) or {}})
-        return {key: value for key, value in flat.items() if not keys or key in keys} or None
+        known = {key: value for key, value in flat.items() if value is not None}
+        return {key: value for key, value in known.items() if not keys or key in keys} or None
 
     return read
 
@@ -71,6 +75,7 @@ REQUIREMENTS = (
         "one was trained on more text",
         besides="losses at the end say nothing of the arms, those at equal tokens may",
         at_end=True,
+        length=True,
     ),
     Requirement(
         "training tokens in order",
@@ -79,6 +84,7 @@ REQUIREMENTS = (
         at_end=True,
         # The fingerprint is of all tokens of a training.
         within=lambda record: (record.seed, record.status.get("tokens")),
+        instead=_section("data"),
         follows=("data",),
     ),
     Requirement(
@@ -123,6 +129,11 @@ def forbids(row: dict[str, Any]) -> bool:
     return bool(row["decisive"] and row["state"] != "same")
 
 
+def forbids_at_equal_tokens(row: dict[str, Any]) -> bool:
+    """Whether they are not even where they have seen equally many tokens."""
+    return forbids(row) and not row["of_length"]
+
+
 def _row(requirement: Requirement, arms: Sequence[Arm], varied: Sequence[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     groups: dict[Hashable, list[str]] = {}
@@ -132,18 +143,29 @@ def _row(requirement: Requirement, arms: Sequence[Arm], varied: Sequence[str]) -
             facts[run] = _without(requirement.read(record), varied)
             groups.setdefault(requirement.within(record), []).append(run)
     apart = [run for group in groups.values() if not _agree([facts[run] for run in group]) for run in group]
-    state = "unknown" if not facts or None in facts.values() else "different" if apart else "same"
-    matters = requirement.matters
-    if state == "same" and requirement.at_end and _nobody_to_compare(requirement, arms):
+    lacking = sum(fact is None for fact in facts.values())
+    state, matters = "different" if apart else "same", requirement.matters
+    of_length = requirement.length and bool(apart)
+    if lacking or not facts:
+        state, matters, of_length = "unknown", _nobody_knows(lacking, len(facts)), False
+    elif not apart and requirement.at_end and _nobody_to_compare(requirement, arms):
         state, matters = "unknown", "recorded of whole trainings only, and these are of unequal length"
+        of_length = _agree_by_seed(requirement.instead, arms, varied)
     return {
         "name": requirement.name,
         "state": state,
         "matters": matters,
         "besides": requirement.besides if state == "different" else "",
+        "of_length": of_length,
         "decisive": requirement.decisive and not any(_on_purpose(key, varied) for key in requirement.follows),
         "values": _values({run: facts[run] for run in apart}) if state == "different" else [],
     }
+
+
+def _nobody_knows(lacking: int, runs: int) -> str:
+    if not runs:
+        return "recorded at the end of a training, and none has finished"
+    return "not recorded of any run" if lacking == runs else f"not recorded of {lacking} of {runs} runs"
 
 
 def _without(fact: Any, varied: Sequence[str]) -> Any:
@@ -167,10 +189,21 @@ def _agree(values: list[Any]) -> bool:
 
 def _nobody_to_compare(requirement: Requirement, arms: Sequence[Arm]) -> bool:
     """Whether runs with one seed have nothing in common within which they must agree."""
-    by_seed: dict[int, set[Hashable]] = {}
+    return any(len({requirement.within(record) for record in runs}) > 1 for runs in _by_seed(arms))
+
+
+def _agree_by_seed(read: Callable[[RunRecord], Any], arms: Sequence[Arm], varied: Sequence[str]) -> bool:
+    """Whether the runs of each seed are known to have the same."""
+    found = [[_without(read(record), varied) for record in runs] for runs in _by_seed(arms)]
+    return all(None not in facts and _agree(facts) for facts in found)
+
+
+def _by_seed(arms: Sequence[Arm]) -> list[list[RunRecord]]:
+    """The runs that finished, those of one seed together."""
+    found: dict[int, list[RunRecord]] = {}
     for record in (record for arm in arms for record in arm.records):
-        by_seed.setdefault(record.seed, set()).add(requirement.within(record))
-    return any(len(groups) > 1 for groups in by_seed.values())
+        found.setdefault(record.seed, []).append(record)
+    return list(found.values())
 
 
 def _values(facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -209,6 +242,7 @@ def _seeds(arms: Sequence[Arm]) -> dict[str, Any]:
         "state": state,
         "matters": "only runs with a common seed are compared",
         "besides": "",
+        "of_length": False,
         "decisive": False,
         "values": _alike(seeds) if state == "different" else [],
     }

@@ -85,15 +85,16 @@ def _judged(arms: list[Arm], reference: str, rows: list[dict[str, Any]], setting
     failed = failures(arms, setting.lost)
     at_end = differences(losses, reference, lambda winner, _: failed.get(winner), setting.detect)
     at_budgets = budgets(arms, reference, failed, _why_not_timed(rows, setting), setting.detect)
-    apart = {row["name"] for row in rows if comparability.forbids(row)}
+    apart = [row for row in rows if comparability.forbids(row)]
+    # At one amount of text, it matters no more that some read on.
+    if any(map(comparability.forbids_at_equal_tokens, apart)):
+        at_budgets = [row | {"differences": _withheld(row["differences"])} for row in at_budgets]
+    why = "; ".join(f"{row['name']} {row['state']}" for row in apart)
     return {
         "noise": noise(losses, reference),
         "differences": _withheld(at_end) if apart else at_end,
-        # At one amount of text, it matters no more that some read on.
-        "budgets": at_budgets
-        if apart <= comparability.OF_LENGTH
-        else [row | {"differences": _withheld(row["differences"])} for row in at_budgets],
-        "crossings": crossings(arms, reference),
+        "budgets": at_budgets,
+        "crossings": crossings(arms, reference, failed, f"{NOT_COMPARABLE}: {why}" if why else None),
     }
 
 

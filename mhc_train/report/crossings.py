@@ -15,25 +15,38 @@ SHOWN = "either order is shown at some validation"
 POSSIBLE = "not both orders are shown at some validation, so that it may be chance"
 
 
-def crossings(arms: Sequence[Arm], reference: str) -> list[dict[str, Any]]:
+def crossings(
+    arms: Sequence[Arm], reference: str, failed: dict[str, str], apart: str | None = None
+) -> list[dict[str, Any]]:
     """A row for the reference and every other arm: `none`, `shown`, `possible` or `unknown`.
 
     It is shown where each of the two orders is, at some validation; possible where the mean difference changes its sign
     otherwise.
+
+    Args:
+        arms: all that are compared.
+        reference: the arm that the others are held against.
+        failed: which arms lack runs, in words; where such an arm is lower, nothing is known.
+        apart: why the runs are not comparable; None if they are.
     """
     named = {arm.name: arm for arm in arms}
-    return [_crossing(named[reference], arm) for arm in arms if arm.name != reference]
+    return [_crossing(named[reference], arm, failed, apart) for arm in arms if arm.name != reference]
 
 
-def _crossing(a: Arm, b: Arm) -> dict[str, Any]:
+def _crossing(a: Arm, b: Arm, failed: dict[str, str], apart: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"a": a.name, "b": b.name, "state": "unknown", "tokens": None}
+    if apart:
+        return row | {"text": f"Not known: the runs are {apart}."}
     first, second = _courses(a), _courses(b)
     seeds = sorted(first.keys() & second.keys())
     tokens = sorted(set.intersection(*(set(own[seed]) for own in (first, second) for seed in seeds))) if seeds else []
-    row: dict[str, Any] = {"a": a.name, "b": b.name, "state": "unknown", "tokens": None}
     if len(seeds) < 2 or len(tokens) < 2:
         lacking = "two common seeds" if len(seeds) < 2 else "two validations at equal tokens"
         return row | {"text": f"Not known: {a.name} and {b.name} have not even {lacking}."}
     found = paired(*(np.array([[own[seed][at] for seed in seeds] for at in tokens]) for own in (first, second)))
+    for name, ahead in ((a.name, found.mean.max()), (b.name, -found.mean.min())):
+        if name in failed and ahead > RESOLUTION:
+            return row | {"text": f"Not known: {failed[name]}."}
     place = _last_change(np.array(tokens, dtype=np.float64), found.mean)
     if place is None:
         return row | {"state": "none", "text": _no_change(a, b, found.mean)}

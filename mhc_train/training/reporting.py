@@ -2,8 +2,8 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from mhc_train.training.arms import check_varied, key_of, swept_keys, varied_key
 from mhc_train.training.comparison import Comparison, Options, known_arm, read_comparison, trained
 from mhc_train.training.crew import run_status
 from mhc_train.training.jobs import check
-from mhc_train.training.ledger import Job, kind_of, raise_if_failed, raise_if_stopped
+from mhc_train.training.ledger import Job, Ledger, kind_of, raise_if_failed, raise_if_stopped
 from mhc_train.training.sweep import read_sweep
 from mhc_train.training.verdict import check_conditions, raise_if_held
 
@@ -31,7 +31,7 @@ Written = tuple[dict[str, Any], Path]
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportInput:
     """What a report is made of: runs, and what their own files do not say of them."""
 
     runs: list[Path]
@@ -52,30 +52,26 @@ class Material:
         )
 
 
-def of_comparison(comparison: Comparison) -> Material:
+def of_comparison(comparison: Comparison) -> ReportInput:
     """The runs of a comparison that have ended, and those that left nothing."""
-    ended = [job for arm in comparison.arms for job in comparison.compared_jobs(arm) if job.state in ("done", "failed")]
-    told = [job for job in ended if _tells(job)]
-    return Material(
-        runs=_paths(told),
+    runs, lost = _ended(comparison, [job for arm in comparison.arms for job in comparison.compared_jobs(arm)])
+    return ReportInput(
+        runs,
         varied=comparison.varied,
-        lost=[
-            {"overrides": job.overrides, "name": comparison.title(job), "error": _error(job)}
-            for job in ended
-            if job not in told
-        ],
+        lost=lost,
         concurrent=comparison.concurrent,
         tuning=_tuning(comparison),
-        against=_reference(comparison),
+        against=_reference(comparison, runs),
         detect=comparison.detect,
     )
 
 
-def of_directories(paths: Sequence[Path], options: Options) -> Material:
-    """Finished runs, and those of comparisons and sweeps; everything is read, so that what is wrong is said at once.
+def of_directories(paths: Sequence[Path], options: Options) -> ReportInput:
+    """Runs that have ended, and those of comparisons and sweeps; everything is read, so that what is wrong is said at
+    once.
 
     Raises:
-        CheckpointError: a directory is no run, or one that did not finish; or a ledger without finished runs.
+        CheckpointError: a directory is no run, or one that has not ended; or a ledger without finished runs.
         ConfigError: no arm has the name of the reference or of a condition's; or there is no key that is varied.
     """
     parts = [_of_directory(path) for path in paths]
@@ -84,9 +80,10 @@ def of_directories(paths: Sequence[Path], options: Options) -> Material:
     check_varied(options.vary)
     check_conditions(options.fail_on, names)
     against = known_arm(options.against, names) or next((part.against for part in parts if part.against in names), None)
-    return Material(
+    return ReportInput(
         runs,
         varied=list(dict.fromkeys([*(key for part in parts for key in part.varied), *options.vary])),
+        lost=[row for part in parts for row in part.lost],
         concurrent=max(part.concurrent for part in parts),
         tuning=[row for part in parts for row in part.tuning],
         against=against,
@@ -94,7 +91,7 @@ def of_directories(paths: Sequence[Path], options: Options) -> Material:
     )
 
 
-def write(material: Material, directory: Path) -> Written:
+def write(material: ReportInput, directory: Path) -> Written:
     """Compare the runs and write the report; returns the document and the page.
 
     Raises:
@@ -205,32 +202,42 @@ def new_directory(runs: Sequence[Path]) -> Path:
     return comparison.report
 
 
-def _of_directory(path: Path) -> Material:
-    """A run, or the finished runs of a comparison or a sweep."""
+def _of_directory(path: Path) -> ReportInput:
+    """A run, or those of a comparison or a sweep."""
     if not (path / "ledger.json").is_file():
-        return Material([path])
+        return ReportInput([path])
     comparing = kind_of(path) == "comparison"
-    material = _of_finished(read_comparison(path)) if comparing else _of_sweep(path)
-    if not material.runs:
+    material = of_comparison(read_comparison(path)) if comparing else _of_sweep(path)
+    if not any(Run(run).status().get("status") == "done" for run in material.runs):
         raise CheckpointError(f"{path}: none of its runs is finished. Go on with it first.")
     return material
 
 
-def _of_finished(comparison: Comparison) -> Material:
-    jobs = [job for arm in comparison.arms for job in comparison.compared_jobs(arm) if run_status(job) == "done"]
-    return replace(of_comparison(comparison), runs=_paths(jobs), lost=[])
-
-
-def _of_sweep(path: Path) -> Material:
+def _of_sweep(path: Path) -> ReportInput:
     sweep = read_sweep(path)
-    jobs = [job for job in sweep.jobs if run_status(job) == "done"]
-    runs = [[text for text in job.overrides if key_of(text) != "seed"] for job in jobs]
-    configs = check(runs, sweep.config_name, sweep.config_dir)
-    varied = varied_keys(swept_keys(runs), configs) if runs else []
-    return Material(_paths(jobs), varied=varied, concurrent=sweep.concurrent)
+    runs, lost = _ended(sweep, sweep.jobs)
+    arms = {tuple(text for text in job.overrides if key_of(text) != "seed"): None for job in sweep.jobs}
+    typed = list(map(list, arms))
+    configs = check(typed, sweep.config_name, sweep.config_dir)
+    return ReportInput(runs, varied=varied_keys(swept_keys(typed), configs), lost=lost, concurrent=sweep.concurrent)
 
 
-def _tells(job: Job) -> bool:
+def _ended(ledger: Ledger, jobs: Sequence[Job]) -> tuple[list[Path], list[dict[str, Any]]]:
+    """The runs of jobs that have ended, and what is known of those that left nothing to tell of.
+
+    A run knows better than a ledger whose process was killed.
+    """
+    ended = [job for job in jobs if "failed" in (job.state, run_status(job)) or run_status(job) == "done"]
+    reportable = [job for job in ended if _is_reportable(job)]
+    lost = [
+        {"overrides": job.overrides, "name": ledger.title(job), "error": _error(job)}
+        for job in ended
+        if job not in reportable
+    ]
+    return [Path(job.run) for job in reportable if job.run], lost
+
+
+def _is_reportable(job: Job) -> bool:
     """Whether a job has left a run that a report can tell of."""
     return job.run is not None and "parameters" in Run(Path(job.run)).status()
 
@@ -241,16 +248,15 @@ def _error(job: Job) -> str:
     return known or f"it ended{code} before there was anything to report"
 
 
-def _reference(comparison: Comparison) -> str | None:
-    """What the report calls the reference arm: tuning may have added to its name."""
+def _reference(comparison: Comparison, runs: Sequence[Path]) -> str | None:
+    """What the report on these runs calls the reference arm: tuning may have added to its name."""
     if comparison.against is None:
         return None
-    runs = {
+    own = {
         job.run for arm in comparison.arms if arm.name == comparison.against for job in comparison.compared_jobs(arm)
     }
-    told = [job for job in comparison.decisive if job.state in ("done", "failed") and _tells(job)]
-    arms = group_arms([read_run(path) for path in _paths(told)])
-    found = next((arm.name for arm in arms if any(str(record.path) in runs for record in arm.runs)), None)
+    arms = group_arms([read_run(path) for path in runs])
+    found = next((arm.name for arm in arms if any(str(record.path) in own for record in arm.runs)), None)
     if found is None and arms:
         say(f"--against {comparison.against}: it has no run to report; the others are against {arms[0].name}.")
     return found
@@ -266,7 +272,3 @@ def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
         if arm.chosen
         for row in tuning.rows(comparison.grid, comparison.tuning_jobs(arm), arm.chosen)
     ]
-
-
-def _paths(jobs: Iterable[Job]) -> list[Path]:
-    return [Path(job.run) for job in jobs if job.run]

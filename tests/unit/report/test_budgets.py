@@ -87,6 +87,15 @@ def test_a_run_whose_learning_rate_was_still_to_fall_is_not_called_worse(end: fl
     assert row["differences"][0]["verdict"].startswith(verdict)
 
 
+def test_a_run_whose_learning_rate_was_still_to_rise_and_fall() -> None:
+    rising = arm("long", {0: 8.0, 100: 6.0, 200: 6.5, 400: 4.5}, 0.01, rates=[0.0, 0.1, 1.0, 0.0])
+    row = found([arm("short", {0: 8.0, 50: 7.0, 100: 5.0}, rates=[0.0, 1.0, 0.0]), rising])["tokens"]
+    assert row["differences"][0]["verdict"] == "not settled: the learning rate of long was still to fall there"
+    # At the end, nothing is still to come; nor where nothing is learnt.
+    row = found([arm("short", {0: 8.0, 400: 4.0}, rates=[0.0, 0.0]), rising])["tokens"]
+    assert row["differences"][0]["verdict"] == "higher" and row["caveat"] is None
+
+
 def test_a_failure_or_a_shared_machine_takes_the_win_away() -> None:
     arms = [arm("a", SHORT), arm("b", {at: loss - 0.5 for at, loss in SHORT.items()}, 0.01)]
     assert found(arms)["tokens"]["differences"][0]["verdict"] == "lower"
@@ -107,12 +116,14 @@ def test_nothing_finished_nothing_spent() -> None:
 BASE = {0: 8.0, 100: 6.0, 200: 5.0, 300: 4.5}
 
 
-def crossing(*changes: float, jitter: float, seeds: int = 3) -> dict[str, Any]:
+def crossing(
+    *changes: float, jitter: float, seeds: int = 3, failed: dict[str, str] | None = None, apart: str | None = None
+) -> dict[str, Any]:
     other = arm("b", {at: loss + change for (at, loss), change in zip(BASE.items(), changes, strict=True)})
     # Seeds differ by the jitter at every validation, so that intervals have a width.
     other = Arm("b", [run({at: loss - OFFSETS[s] + s * jitter for at, loss in r.curve("val_loss")}, s) for s, r in
                       enumerate(other.records[:seeds])])  # fmt: skip
-    (row,) = crossings([arm("a", BASE), other], "a")
+    (row,) = crossings([arm("a", BASE), other], "a", failed or {}, apart)
     return row
 
 
@@ -137,6 +148,19 @@ def test_no_change_of_places() -> None:
 
 def test_what_cannot_be_known() -> None:
     assert crossing(0.0, 0.4, 0.1, -0.4, jitter=0.0, seeds=1)["state"] == "unknown"
-    (row,) = crossings([arm("a", BASE), arm("b", {0: 8.0, 150: 6.0, 300: 4.0})], "a")
+    (row,) = crossings([arm("a", BASE), arm("b", {0: 8.0, 150: 6.0, 300: 4.0})], "a", {})
     assert row["state"] == "unknown" and "equal tokens" in row["text"]
     assert not math.isnan(row["tokens"] or 0.0)
+
+
+@pytest.mark.parametrize(("changes", "state"), [((0.4, 0.1, -0.4), "unknown"), ((0.4, 0.1, 0.2), "none")])
+def test_an_arm_with_failed_runs_is_lower_nowhere(changes: tuple[float, ...], state: str) -> None:
+    row = crossing(0.0, *changes, jitter=1e-3, failed={"b": "1 of 4 runs of b failed"})
+    assert row["state"] == state and row["tokens"] is None
+    assert row["text"] == "Not known: 1 of 4 runs of b failed." or "a is lower" in row["text"]
+
+
+def test_runs_that_are_not_comparable_change_no_places() -> None:
+    row = crossing(0.0, 0.4, 0.1, -0.4, jitter=1e-3, apart="not comparable: model different")
+    assert row == {"a": "a", "b": "b", "state": "unknown", "tokens": None,
+                   "text": "Not known: the runs are not comparable: model different."}  # fmt: skip

@@ -103,3 +103,40 @@ def test_metrics_that_are_gone(tmp_path: Path) -> None:
     (path / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match="ends at step None of 20"):
         read_run(path)
+
+
+def names(*paths: Path) -> list[str]:
+    return [arm.name for arm in group_arms([read_run(path) for path in paths])]
+
+
+def test_a_key_that_an_older_version_lacks_is_null(tmp_path: Path) -> None:
+    old, new = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1, config={"optim": {"newer": None}})
+    (arm,) = compare_runs([old, new])["arms"]
+    assert arm["name"] == "mhc" and arm["seeds"] == [0, 1]
+    document = compare_runs([old, write_run(tmp_path, "residual", config={"optim": {"newer": None}})])
+    assert document["comparable"]
+
+
+def test_keys_are_in_full_where_two_have_the_same_end(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{"model": {"norm_eps": 1e-5}}, {"connection": {"norm_eps": 1e-5}}]
+    paths = [write_run(tmp_path, config=change) for change in [{}, *changes, {"optim": {"lr": 0.5}}]]
+    found = names(*paths)
+    assert len(set(found)) == 4
+    assert "model.norm_eps=1e-05" in found[1] and "connection.norm_eps=1e-05" in found[2] and "lr=0.5" in found[3]
+
+
+def test_no_two_arms_have_the_same_name(tmp_path: Path) -> None:
+    configs: list[dict[str, Any]] = [
+        {"connection": {"label": "mhc lr=0.5"}},
+        {},
+        {"optim": {"lr": 0.5}},
+        {"connection": {"label": "mhc lr=0.5 (2)"}},
+    ]
+    found = names(*(write_run(tmp_path, config=config) for config in configs))
+    assert found[0] == "mhc lr=0.5" and found[2] == "mhc lr=0.5 (2)" and found[3] == "mhc lr=0.5 (2) (2)"
+
+
+def test_seeds_are_in_order_however_they_were_given(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, seed=seed) for seed in (3, 1, 2)]
+    (arm,) = compare_runs(paths)["arms"]
+    assert arm["seeds"] == [1, 2, 3] and arm["runs"] == [str(paths[place]) for place in (1, 2, 0)]

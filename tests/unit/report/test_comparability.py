@@ -190,3 +190,30 @@ def test_runs_of_different_experiments_have_no_verdict_but_those_of_unequal_leng
     assert verdicts(status={"validation_sha256": "another"}) == ("not comparable", "not comparable")
     longer = {"tokens": 99_999, "order_fingerprint": "of a longer one"}
     assert verdicts(status=longer) == ("not comparable", "lower")
+    # At equal length another order is no matter of length; nor is one that nobody knows, nor other data.
+    assert verdicts(status={"order_fingerprint": "another"}) == ("not comparable", "not comparable")
+    assert verdicts(status=longer | {"order_fingerprint": None}) == ("not comparable", "not comparable")
+    for data in ({"seed": 7}, {"seq_len": 512}):
+        assert verdicts(status=longer, config={"data": data}) == ("not comparable", "not comparable")
+
+
+def test_what_is_unknown_is_not_called_different(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, "residual"), write_run(tmp_path, "mhc")]
+    edit(paths[0] / "status.json", precision=None)
+    assert compare_runs(paths)["reasons"] == ["precision unknown: not recorded of 1 of 2 runs"]
+    edit(paths[1] / "status.json", precision=None)
+    assert compare_runs(paths)["reasons"] == ["precision unknown: not recorded of any run"]
+    for path in paths:
+        edit(path / "status.json", status="failed")
+    assert compare_runs(paths)["reasons"][0] == (
+        "token budget unknown: recorded at the end of a training, and none has finished"
+    )
+
+
+def test_runs_that_are_not_comparable_change_no_places(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, kind, seed) for kind in ("residual", "mhc") for seed in range(2)]
+    assert compare_runs(paths)["crossings"][0]["state"] == "none"
+    edit(paths[-1] / "status.json", validation_sha256="another", tokenizer_sha256="another")
+    (row,) = compare_runs(paths)["crossings"]
+    assert row["state"] == "unknown"
+    assert row["text"] == "Not known: the runs are not comparable: validation set different; tokenizer different."

@@ -97,10 +97,14 @@ def test_no_common_seed() -> None:
     assert row["verdict"] == NO_SEED and row["mean"] is None
 
 
-@pytest.mark.parametrize("rounding", [0.0, 4e-16, 1e-9])
+@pytest.mark.parametrize("rounding", [0.0, 4e-16, 1e-9, 1.5e-6, -9e-6])
 def test_equal_losses_are_no_difference_whatever_rounding_says(rounding: float) -> None:
     row = only(series(3.0, 3.1, 3.2, 3.3), series(3.0 + rounding, 3.1 + rounding, 3.2 + rounding, 3.3 + rounding))
     assert row["verdict"] == NOT_SHOWN and row["p_value"] > 0.9
+
+
+def test_copies_that_are_further_apart_than_rounding_puts_them() -> None:
+    assert only(series(3.0, 3.1, 3.2, 3.3), series(3.001, 3.101, 3.201, 3.301))["verdict"] == "higher"
 
 
 def test_an_arm_with_failed_runs_wins_nothing_but_may_lose() -> None:
@@ -136,6 +140,15 @@ def test_seeds_needed_are_the_fewest_and_the_smallest_difference_is_what_they_sh
     assert seeds == 12  # as G*Power and tables of the paired t-test have it
     assert pairs.power(0.9, seeds, 0.05) >= 0.8 > pairs.power(0.9, seeds - 1, 0.05)
     assert pairs.power(pairs.smallest_effect(7, 0.01), 7, 0.01) == pytest.approx(0.8)
+
+
+def test_power_among_sixty_arms_is_right_and_silent() -> None:
+    # Two seeds: t is Cauchy's, and its denominator a half-normal; by the trapezoidal rule over that.
+    level, effect = 0.05 / 1711, pairs.smallest_effect(2, 0.05 / 1711)
+    scatter = np.linspace(0, 10, 200_001)
+    critical = math.tan(math.pi * (1 - level) / 2)
+    shown = stats.norm.sf(critical * scatter - effect * math.sqrt(2)) * 2 * stats.norm.pdf(scatter)
+    assert np.trapezoid(shown, scatter) == pytest.approx(0.8, abs=1e-4)
 
 
 def test_power_is_stated_for_the_strictest_step() -> None:
