@@ -215,7 +215,7 @@ def _train(
     """Train what is left, and show what there is, before anything that went wrong ends the command."""
     from mhc_train.cli.output import print_json
     from mhc_train.console import say
-    from mhc_train.training.reporting import conduct, raise_if_amiss
+    from mhc_train.training.conclusion import conduct, raise_if_amiss
 
     say(f"Comparison {path}")
     comparison, written = conduct(path, retry_failed, at_once, output)

@@ -20,14 +20,15 @@ from mhc_train.files import is_locked, read_json_lines
 from mhc_train.report.collect import RunRecord
 from mhc_train.report.listing import listed
 from mhc_train.runs import Run
+from mhc_train.training import conclusion, jobs, reporting, tuning
 from mhc_train.training import estimate as estimating
-from mhc_train.training import jobs, reporting, tuning
 from mhc_train.training.comparison import Comparison, Options, plan_comparison, read_comparison, trained
+from mhc_train.training.conclusion import conduct, raise_if_amiss
 from mhc_train.training.crew import settle
 from mhc_train.training.estimate import Estimate, estimate
 from mhc_train.training.forecast import forecast, in_words
 from mhc_train.training.ledger import Job, JobError, Ledger, raise_if_failed, raise_if_stopped
-from mhc_train.training.reporting import conduct, of_comparison, of_directories, raise_if_amiss
+from mhc_train.training.reporting import of_comparison, of_directories
 from mhc_train.training.sweep import create_sweep, read_sweep
 from mhc_train.training.trial import measure
 
@@ -196,11 +197,11 @@ def test_a_signal_during_the_report_leaves_it_to_the_next(tmp_path: Path, monkey
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(reporting, "_report", interrupted)
+    monkeypatch.setattr(conclusion, "_report", interrupted)
     with pytest.raises(Stopped, match=f"by SIGTERM before the report .* `mhc-train compare --resume {path}`"):
         conduct(path, False, 1, None)
     assert Run(path).status()["status"] == "stopped"
-    monkeypatch.setattr(reporting, "_report", lambda comparison, directory: ({}, directory))
+    monkeypatch.setattr(conclusion, "_report", lambda comparison, directory: ({}, directory))
     assert conduct(path, False, 1, None)[1] == ({}, path / "report")
     assert Run(path).status()["status"] == "done" and len(starts(tmp_path)) == 3
 
@@ -211,7 +212,7 @@ def test_a_report_that_fails_is_a_comparison_that_failed(tmp_path: Path, monkeyp
     def full(comparison: Comparison, directory: Path) -> None:
         raise StorageError("no space")
 
-    monkeypatch.setattr(reporting, "_report", full)
+    monkeypatch.setattr(conclusion, "_report", full)
     with pytest.raises(StorageError):
         conduct(path, False, 1, None)
     assert Run(path).status()["status"] == "failed" and Run(path).status()["error"] == "no space"
