@@ -15,6 +15,9 @@ import mhc_train
 from mhc_train.errors import CheckpointError
 from mhc_train.files import read_json_lines, storage_errors, write_json, write_text
 
+GO_ON = {"sweep": "mhc-train fit -m --resume", "comparison": "mhc-train compare --resume"}
+"""What goes on with each kind of directory that holds a ledger of runs."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -79,7 +82,8 @@ class Run:
 
     def set_status(self, status: str, **facts: Any) -> None:
         """Record where the run stands: running, done, failed or stopped, with what is known of it."""
-        known = {key: value for key, value in self.status().items() if key != "error"}  # of an end that is past
+        of_an_end = ("error", "exit_code")  # which is past
+        known = {key: value for key, value in self.status().items() if key not in of_an_end}
         write_json(self.path / "status.json", known | {"status": status} | facts)
 
     def environment(self) -> dict[str, Any]:

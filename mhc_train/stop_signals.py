@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from mhc_train.errors import MhcTrainError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -17,3 +19,21 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+class Ended(BaseException):
+    """A signal came, by its name; no handler of ordinary errors may hold it up."""
+
+
+@contextlib.contextmanager
+def ended_by_signals(error: Callable[[str], MhcTrainError]) -> Iterator[None]:
+    """Let any of them end what happens inside: it raises the error that is made of the signal's name."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Ended(signal.Signals(number).name)
+
+    try:
+        with handled_by(interrupt):
+            yield
+    except Ended as caught:
+        raise error(str(caught)) from None

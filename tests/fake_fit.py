@@ -1,9 +1,9 @@
 """A stand-in for the process of one training: it leaves the files of a run without training anything.
 
 What it does is asked for by the override `data.column=`, or else `name=`: ok, fail (exit code 5, after a checkpoint),
-early (exit code 3, before there is a run), wait (until a file `go` stands beside the run directories; SIGTERM saves),
-slow (the same without a checkpoint). Its loss is 2.5, and higher the further `optim.lr` is from 0.002. Every start is a
-line of `starts.jsonl` there.
+early (exit code 3, before there is a run), die (is killed after a checkpoint, if `optim.lr` is 0.001), wait (until a
+file `go` stands beside the run directories; SIGTERM saves), slow (the same without a checkpoint). Its loss is 2.5, and
+higher the further `optim.lr` is from 0.002. Every start is a line of `starts.jsonl` there.
 """
 
 import json
@@ -27,10 +27,10 @@ def main() -> None:
     if not resumed:
         run.mkdir()
     (run / "overrides.json").write_text(json.dumps(overrides))
-    train(run, name, resumed, 2.5 + abs(float(values.get("optim.lr", 0.002)) - 0.002))
+    train(run, name, resumed, float(values.get("optim.lr", 0.002)))
 
 
-def train(run: Path, name: str, resumed: bool, loss: float) -> None:
+def train(run: Path, name: str, resumed: bool, rate: float) -> None:
     def status(word: str, code: int) -> None:
         (run / "status.json").write_text(json.dumps({"status": word}))
         if word != "running":
@@ -44,10 +44,12 @@ def train(run: Path, name: str, resumed: bool, loss: float) -> None:
     (run / "ready").touch()
     if name == "fail" and not resumed:
         status("failed", 5)
+    if name == "die" and not resumed and rate == 0.001:
+        os.kill(os.getpid(), signal.SIGKILL)
     while name in ("wait", "slow") and not (run.parent / "go").exists():
         time.sleep(0.02)
     with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.write(f'{{"step": 1, "val_loss": {loss}}}\n{{"step": 2}}\n')
+        metrics.write(f'{{"step": 1, "val_loss": {2.5 + abs(rate - 0.002)}}}\n{{"step": 2}}\n')
     status("done", 0)
 
 

@@ -15,7 +15,7 @@ from mhc_train.cli.diagnose import diagnose
 from mhc_train.cli.fit import fit
 from mhc_train.cli.runs import runs
 from mhc_train.console import say
-from mhc_train.errors import MhcTrainError
+from mhc_train.errors import Interrupted, MhcTrainError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,9 +57,11 @@ def main() -> None:
     except MhcTrainError as error:
         _report(error)
         _end(error.exit_code)
-    except KeyboardInterrupt:
-        say("Interrupted.")
-        _end(130)
+    except SystemExit as end:
+        if end.code == Interrupted.exit_code:  # into which Typer turns a Ctrl-C, without a word
+            say("Interrupted.")
+            _end(Interrupted.exit_code)
+        raise
     except BrokenPipeError:  # the reader of our output has gone; that is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -24,19 +24,22 @@ def sweep(
     from mhc_train.cli.output import print_json
     from mhc_train.console import say
     from mhc_train.errors import ConfigError
-    from mhc_train.training.sweep import create_sweep, raise_if_failed, raise_if_stopped, run_sweep
+    from mhc_train.training.ledger import raise_if_failed, raise_if_stopped
+    from mhc_train.training.sweep import create_sweep, read_sweep, run_sweep
 
     if resume == "auto":
         raise ConfigError("--resume auto finds runs. A sweep goes on with `mhc-train fit -m --resume SWEEP`.")
     given = Path(resume) if resume else None
     if given and overrides:
         raise ConfigError(f"{overrides[0]}: a sweep goes on as it was begun. Leave overrides out, or begin another.")
+    if given and (config_dir or config_name != "config"):
+        raise ConfigError("A sweep goes on as it was begun. Leave -cn and -cd out, or begin another.")
     if cfg:
         raise ConfigError("--cfg job prints one configuration. Leave out -m, and give every key one value.")
     if dry_run:
         _print_plan(overrides, config_name, config_dir, given, json)
         return
-    path = given or create_sweep(overrides, config_name, config_dir)
+    path = read_sweep(given).path if given else create_sweep(overrides, config_name, config_dir)
     say(f"Sweep {path}")
     result = run_sweep(path, fail_fast, retry_failed, at_once)
     if json:

@@ -189,7 +189,7 @@ def _usable(text: str, config_dir: Path | None, problems: list[str]) -> str | No
     elif options is not None:
         return _usable_group(text, key, override.value(), options, problems)
     elif key not in _allowed_keys() and not key.startswith(OPEN):
-        problems.append(f"{text}: no such key. {_nearest(key, [*key_names(), *groups(config_dir)])}")
+        problems.append(f"{text}: no such key. {nearest(key, [*key_names(), *groups(config_dir)])}")
     else:
         # Any key of the schema may be set, whether or not a YAML file of the chosen groups mentions it.
         return text if override.is_delete() else "++" + text.lstrip("+")
@@ -199,7 +199,7 @@ def _usable(text: str, config_dir: Path | None, problems: list[str]) -> str | No
 def _usable_group(text: str, group: str, choice: object, options: list[str], problems: list[str]) -> str | None:
     if choice in options or isinstance(choice, list) or (group == "experiment" and choice is None):
         return text
-    problems.append(f"{group} = {choice}: must be one of {', '.join(options)}. {_nearest(str(choice), options)}")
+    problems.append(f"{group} = {choice}: must be one of {', '.join(options)}. {nearest(str(choice), options)}")
     return None
 
 
@@ -207,7 +207,8 @@ def _allowed_keys() -> list[str]:
     return [*key_names(), "hydra.searchpath"]
 
 
-def _nearest(word: str, candidates: Sequence[str]) -> str:
+def nearest(word: str, candidates: Sequence[str]) -> str:
+    """A hint at what may have been meant, or at where all keys are."""
     close = [
         name for name in sorted(candidates, key=lambda name: -_likeness(word, name)) if _likeness(word, name) > 0.7
     ]
@@ -242,7 +243,7 @@ def _typed(composed: DictConfig, problems: list[str]) -> Config:
             if key in key_names():
                 problems.append(f"{key} = {value}: {str(error).splitlines()[0]}.")
             else:
-                problems.append(f"{key} = {value}: no such key. {_nearest(key, key_names())}")
+                problems.append(f"{key} = {value}: no such key. {nearest(key, key_names())}")
     config = OmegaConf.to_object(typed)
     assert isinstance(config, Config)
     return config

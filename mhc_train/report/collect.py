@@ -20,6 +20,8 @@ from mhc_train.runs import Run, find_run
 
 MOVED = ("stream_difference", "effective_streams", "stream_cosine")
 """Measurements that are of the streams after a sublayer, and were of those before it in lines without a version."""
+DETECT = 0.005
+"""The relative difference of loss that power is stated for, unless another is asked for."""
 SEEDS = ("seed", "data.seed")
 """Configuration keys in which the replicates of one arm may differ."""
 NO_PART = ("name", "runs_dir")

@@ -11,7 +11,7 @@ from mhc_train.errors import ConfigError
 from mhc_train.report import comparability
 from mhc_train.report.arms import describe
 from mhc_train.report.budgets import budgets
-from mhc_train.report.collect import NO_PART, SEEDS, Arm, RunRecord, group_arms, read_run
+from mhc_train.report.collect import DETECT, NO_PART, SEEDS, Arm, RunRecord, group_arms, read_run
 from mhc_train.report.crossings import crossings
 from mhc_train.report.statistics import METRIC, differences, failures, noise
 
@@ -33,7 +33,7 @@ class Setting:
     """Runs that shared the machine at once; of several, speeds are no measurements."""
     tuning: tuple[dict[str, Any], ...] = ()
     """What was tried for each arm, and what was chosen."""
-    detect: float = 0.005
+    detect: float = DETECT
     """Difference of loss, relative to the reference's, that power is stated for."""
 
 

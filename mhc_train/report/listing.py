@@ -12,13 +12,12 @@ from typing import Any
 from mhc_train.errors import CheckpointError
 from mhc_train.files import is_locked, json_lines_from_end
 from mhc_train.report.readings import largest
-from mhc_train.runs import Run
+from mhc_train.runs import GO_ON, Run
 
 STATES = ("running", "done", "failed", "stopped", "dead", "starting", "broken")
 """What a status says, but: dead, where it says running and no process is; starting, before there is one; broken, where
 a file cannot be read."""
 STAMP = "%Y%m%d-%H%M%S"
-GO_ON = {"sweep": "mhc-train fit -m --resume", "comparison": "mhc-train compare --resume"}
 
 
 @dataclass(frozen=True)
@@ -181,11 +180,13 @@ def _group(entry: Entry, run: Run) -> Entry:
     with _reading(run.path / "ledger.json"):
         ledger = run.ledger()
         jobs, kind = Counter(job["state"] for job in ledger["jobs"]), ledger.get("kind", "sweep")
+        compared = [number for arm in ledger.get("arms", []) for number in arm["jobs"]]  # and not those that tuned
+        counted = Counter(job["state"] for job in ledger["jobs"] if not compared or job["number"] in compared)
         command = f"{GO_ON[kind]} {run.path}"
     with _reading(run.path / "status.json"):
         state = _group_state(run.status().get("status"), jobs, is_locked(run.path / "lock"))
     go_on = {"failed": f"{command} --retry-failed", "stopped": command, "dead": command}.get(state)
-    return replace(entry, kind=kind, state=state, jobs=dict(jobs), go_on=go_on)
+    return replace(entry, kind=kind, state=state, jobs=dict(counted), go_on=go_on)
 
 
 def _group_state(status: str | None, jobs: Counter[str], locked: bool) -> str:

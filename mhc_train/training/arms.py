@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mhc_train.config.compose import flatten, parse
+from mhc_train.config.compose import OPEN, flatten, nearest, parse
 from mhc_train.errors import ConfigError
 from mhc_train.report.collect import RunRecord, group_arms
-from mhc_train.schema import Config
-from mhc_train.training.jobs import multiply
+from mhc_train.schema import Config, key_names
+from mhc_train.training.jobs import check, multiply
 
 DEFAULT_ARMS = "connection=residual,hc,mhc"
 Overrides = tuple[str, ...]
 
 
-def plan_arms(overrides: Sequence[str], config_dir: Path | None) -> dict[Overrides, list[list[str]]]:
+def plan_arms(overrides: Sequence[str], config_name: str, config_dir: Path | None) -> dict[Overrides, list[list[str]]]:
     """The arms of a comparison, each by its overrides without the seed, and its runs by theirs.
 
     Sweeps (`connection=residual,hc`, `seed=range(1,4)`) are multiplied out. Without a sweep other than of the seed the
@@ -29,7 +29,8 @@ def plan_arms(overrides: Sequence[str], config_dir: Path | None) -> dict[Overrid
         if run not in own:
             own.append(run)
     if len(arms) == 1:
-        raise ConfigError(f"{' '.join(next(iter(arms)))} alone: nothing to compare. Type connection=residual,mhc.")
+        (name,) = arm_names(check([run for runs in arms.values() for run in runs][:1], config_name, config_dir))
+        raise ConfigError(f"one arm, {name}: nothing to compare. Type connection=residual,mhc.")
     return arms
 
 
@@ -73,6 +74,22 @@ def varied_keys(swept: Sequence[str], configs: Sequence[Config]) -> list[str]:
         and not key.startswith("connection.")
         and any(group in (key, key.partition(".")[0], "experiment") for group in swept)
     ]
+
+
+def check_varied(keys: Sequence[str]) -> None:
+    """Refuse keys, and groups of them, that there are not.
+
+    Raises:
+        ConfigError: with the nearest that there are.
+    """
+    known = key_names()
+    problems = [
+        f"--vary {key}: no such key. {nearest(key, known)}"
+        for key in keys
+        if not key.startswith(OPEN) and not any(name == key or name.startswith(f"{key}.") for name in known)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def arm_names(configs: Sequence[Config]) -> list[str]:

@@ -1,6 +1,7 @@
 """A comparison: arms times seeds as the jobs of a ledger, each arm tuned first where that is asked for."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,15 @@ from typing import Any
 from mhc_train.config.compose import compose
 from mhc_train.console import say
 from mhc_train.errors import ConfigError
+from mhc_train.report.collect import DETECT
 from mhc_train.runs import Run, new_run_path
 from mhc_train.training import tuning
-from mhc_train.training.arms import arm_names, key_of, plan_arms, swept_keys, varied_keys
+from mhc_train.training.arms import arm_names, check_varied, key_of, plan_arms, swept_keys, varied_keys
 from mhc_train.training.crew import Crew, settle
 from mhc_train.training.estimate import estimate
 from mhc_train.training.jobs import Forwarding, check
 from mhc_train.training.ledger import Job, Ledger, alone, read_ledger, readable
-
-DETECT = 0.005
-"""The relative difference of loss that power is stated for, unless another is asked for."""
+from mhc_train.training.verdict import check_conditions
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """What may be asked of a comparison beside its overrides."""
 
     tune: Sequence[str] = ()
@@ -67,7 +67,7 @@ class Comparison(Ledger):
 
     @property
     def decisive(self) -> list[Job]:
-        """The runs that are compared: one that was to choose a value and failed has lost, which is an outcome."""
+        """The runs that are compared: one that was to choose a value and diverged has lost, which is an outcome."""
         return [self.jobs[number] for number in sorted(number for arm in self.arms for number in arm.jobs)]
 
     @property
@@ -97,7 +97,7 @@ class Comparison(Ledger):
 
 
 def plan_comparison(
-    overrides: Sequence[str], config_name: str, config_dir: Path | None, asked: Asked = Asked()
+    overrides: Sequence[str], config_name: str, config_dir: Path | None, options: Options = Options()
 ) -> Comparison:
     """A new comparison with all its jobs, checked; nothing is made yet.
 
@@ -105,29 +105,31 @@ def plan_comparison(
     machine that slows down slows all alike.
 
     Raises:
-        ConfigError: with all that is wrong with the overrides, the jobs, or what is asked.
+        ConfigError: with all that is wrong with the overrides, the jobs, or what is options.
     """
-    runs = plan_arms(overrides, config_dir)
+    check_varied(options.vary)
+    runs = plan_arms(overrides, config_name, config_dir)
     keys = [key_of(text) for arm in runs for text in arm]
-    grid = tuning.read_grid(asked.tune, keys, config_dir)
+    grid = tuning.read_grid(options.tune, keys, config_dir)
     compared = [run for one_seed in zip(*runs.values(), strict=True) for run in one_seed]
     configs = check(compared, config_name, config_dir)
     first = configs[: len(runs)]
     seed = next(number for number in range(len(configs) + 1) if number not in {config.seed for config in configs})
-    trials = [[*arm, *tuning.overrides(point), f"seed={seed}"] for point in tuning.points(grid) for arm in runs]
-    check(trials, config_name, config_dir)
-    everything = [*trials, *compared]
+    choosing = [[*arm, *tuning.overrides(point), f"seed={seed}"] for point in tuning.points(grid) for arm in runs]
+    check(choosing, config_name, config_dir)
+    everything = [*choosing, *compared]
     names = arm_names(first)
+    check_conditions(options.fail_on, names)
     arms = [
         Arm(
             name,
             list(arm),
-            jobs=list(range(len(trials) + place, len(everything), len(runs))),
-            tuning=list(range(place, len(trials), len(runs))),
+            jobs=list(range(len(choosing) + place, len(everything), len(runs))),
+            tuning=list(range(place, len(choosing), len(runs))),
         )
         for place, (name, arm) in enumerate(zip(names, runs, strict=True))
     ]
-    varied = [*varied_keys(swept_keys(list(runs)), first), *grid, *asked.vary]
+    varied = [*varied_keys(swept_keys(list(runs)), first), *grid, *options.vary]
     return Comparison(
         path=new_run_path(Path(configs[0].runs_dir), "compare"),
         config_name=config_name,
@@ -137,9 +139,9 @@ def plan_comparison(
         varied=list(dict.fromkeys(varied)),
         grid=grid,
         tuning_seed=seed if grid else None,
-        against=known_arm(asked.against, names),
-        detect=asked.detect,
-        fail_on=list(asked.fail_on),
+        against=known_arm(options.against, names),
+        detect=options.detect,
+        fail_on=list(options.fail_on),
     )
 
 
@@ -175,8 +177,11 @@ def read_comparison(path: Path) -> Comparison:
         )
 
 
-def run_comparison(path: Path, retry_failed: bool = False, at_once: int = 1) -> Comparison:
+@contextlib.contextmanager
+def trained(path: Path, retry_failed: bool = False, at_once: int = 1) -> Iterator[Comparison]:
     """Train the jobs that are not done, each in a process of its own; finished ones are never run again.
+
+    Inside, no other process can take the comparison up: its status is this one's to say.
 
     Args:
         path: the comparison's directory.
@@ -188,23 +193,28 @@ def run_comparison(path: Path, retry_failed: bool = False, at_once: int = 1) -> 
         ConfigError: with the problems of all jobs that are left.
     """
     read_comparison(path)  # before a lock is made in whatever directory it is
-    left = ("waiting", "stopped", *(["failed"] if retry_failed else []))
-    with alone(path) as lock, Forwarding() as signals:
+    states = ("waiting", "stopped", *(["failed"] if retry_failed else []))
+    with Forwarding() as signals, alone(path) as lock:
         comparison = read_comparison(path)
         settle(comparison)
-        check([job.overrides for job in comparison.in_state(*left)], comparison.config_name, comparison.config_dir)
+        check([job.overrides for job in comparison.in_state(*states)], comparison.config_name, comparison.config_dir)
         Run(path).set_status("running", kind="comparison")
-        crew = Crew(comparison, signals, lock, at_once)
-        undecided = [number for arm in comparison.arms if arm.chosen is None for number in arm.tuning]
-        crew.carry_out([job for job in comparison.in_state(*left) if job.number in undecided])
-        if comparison.grid and not crew.ending:
-            _choose(comparison)
-        ready = [number for arm in comparison.arms if arm.chosen or not comparison.grid for number in arm.jobs]
-        crew.carry_out([job for job in comparison.in_state(*left) if job.number in ready])
+        _train(comparison, Crew(comparison, signals, lock, at_once), states)
         comparison.signal = signals.received
         if comparison.stopped:
             Run(path).set_status("stopped", runs=comparison.runs)
-    return comparison
+        yield comparison
+
+
+def _train(comparison: Comparison, crew: Crew, states: Sequence[str]) -> None:
+    """Train the jobs that are in one of these states: those that choose values, then those of the arms that have."""
+    left = comparison.in_state(*states)
+    choosing = [number for arm in comparison.arms if arm.chosen is None for number in arm.tuning]
+    crew.carry_out([job for job in left if job.number in choosing])
+    if comparison.grid and not crew.ending:
+        _choose(comparison)
+    decided = [number for arm in comparison.arms if arm.chosen or not comparison.grid for number in arm.jobs]
+    crew.carry_out([job for job in comparison.in_state(*states) if job.number in decided])
 
 
 def _choose(comparison: Comparison) -> None:
@@ -212,15 +222,16 @@ def _choose(comparison: Comparison) -> None:
     for arm in comparison.arms:
         if arm.chosen is not None:
             continue
-        trials, compared = comparison.tuning_jobs(arm), comparison.compared_jobs(arm)
-        arm.chosen = tuning.best(comparison.grid, trials)
+        runs, compared = comparison.tuning_jobs(arm), comparison.compared_jobs(arm)
+        broken = next((job for job in runs if job.state == "failed" and not tuning.diverged(job)), None)
+        if broken is None and (point := tuning.best(comparison.grid, runs)):
+            arm.chosen = point
+            for job in compared:
+                job.overrides += tuning.overrides(point)
+            say(f"{arm.name}: {' '.join(tuning.overrides(point))}")
+            continue
+        why = f"{comparison.title(broken)} failed" if broken else "every run of its tuning diverged"
         for job in compared:
-            if arm.chosen is None:
-                job.state, job.exit_code = "failed", trials[0].exit_code
-            else:
-                job.overrides += tuning.overrides(arm.chosen)
-        say(
-            f"{arm.name}: "
-            + (" ".join(tuning.overrides(arm.chosen)) if arm.chosen else "no run of its tuning finished")
-        )
+            job.state, job.exit_code, job.error = "failed", (broken or runs[0]).exit_code, f"not begun: {why}"
+        say(f"{arm.name}: no values chosen: {why}.")
     comparison.save()

@@ -71,7 +71,7 @@ class Crew:
     def _begin(self, job: Job) -> None:
         place = min(set(range(self.size)) - self.workers.keys())
         arguments = _arguments(self.ledger, job)
-        job.state, job.exit_code = "running", None
+        job.state, job.exit_code, job.error = "running", None, None
         self.ledger.concurrent = max(self.ledger.concurrent, len(self.workers) + 1)
         self.ledger.save()  # with the run's name: whatever becomes of this process, the next one finds the run
         log = self._log(job)
@@ -101,7 +101,9 @@ class Crew:
             job.exit_code, job.seconds = code, job.seconds + time.monotonic() - worker.started
             job.state = _outcome(job, code, self.signals.received)
             self.halted |= job.state == "stopped" or (job.state == "failed" and self.fail_fast)
-            _note(job)
+            if job.state == "failed":
+                _record_failure(job, code)
+            _read_run(job)
             self.ledger.save()
             if self.size > 1:
                 say(f"Job {job.number + 1} of {len(self.ledger.jobs)}: {job.state}.")
@@ -125,16 +127,21 @@ def cuda_devices() -> list[str]:
 def settle(ledger: Ledger) -> None:
     """Note what became of jobs whose ledger was left by a process that was killed: their runs' own files know."""
     for job in ledger.in_state("running"):
-        _note(job)
+        _read_run(job)
         status = run_status(job)
         job.state = status if status in ("done", "failed") else "stopped" if job.run else "waiting"
-        job.exit_code = 0 if job.state == "done" else None
+        job.exit_code = 0 if job.state == "done" else _exit_code(job)
     ledger.save()
 
 
 def run_status(job: Job) -> str | None:
     """What the job's run says of itself, if there is one."""
     return Run(Path(job.run)).status().get("status") if job.run else None
+
+
+def _exit_code(job: Job) -> int | None:
+    """The exit code that a job's failed run ended with, as it says itself."""
+    return Run(Path(job.run)).status().get("exit_code") if job.run and run_status(job) == "failed" else None
 
 
 def _outcome(job: Job, code: int, stopped_by: str | None) -> str:
@@ -154,13 +161,16 @@ def _arguments(ledger: Ledger, job: Job) -> list[str]:
     return ["--run-directory", job.run, *fit_arguments(job.overrides, ledger.config_name, ledger.config_dir)]
 
 
-def _note(job: Job) -> None:
+def _record_failure(job: Job, code: int) -> None:
+    """Let a run say that it failed whose process could not: killed, for want of memory perhaps."""
+    if job.run and Path(job.run).exists() and run_status(job) != "failed":
+        Run(Path(job.run)).set_status("failed", error=f"its process ended with exit code {code}", exit_code=code)
+
+
+def _read_run(job: Job) -> None:
     """Note what a job's process has left: its run directory, if it came to that, and the last validation loss."""
     if job.run is None or not Path(job.run).exists():
         job.run = None
         return
-    run = Run(Path(job.run))
-    if job.state == "failed" and run_status(job) != "failed":  # killed, for want of memory perhaps: it could not say so
-        run.set_status("failed", error=f"its process ended with exit code {job.exit_code}")
-    losses = [line["val_loss"] for line in read_json_lines(run.metrics) if "val_loss" in line]
+    losses = [line["val_loss"] for line in read_json_lines(Run(Path(job.run)).metrics) if "val_loss" in line]
     job.val_loss = losses[-1] if losses else None

@@ -8,8 +8,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mhc_train.errors import Interrupted
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
 from mhc_train.schema import Config
+from mhc_train.stop_signals import ended_by_signals
 from mhc_train.training.plan import skeleton_of
 
 TRIAL = (sys.executable, "-m", "mhc_train.training.trial")
@@ -80,10 +82,12 @@ def run_trial(config: Config) -> dict[str, Any]:
 
     Raises:
         TrialError: there are none, and why.
+        Interrupted: a stop signal came.
     """
     asked = json.dumps({"config": asdict(config), "started": time.time()})
     try:
-        trial = subprocess.run(TRIAL, input=asked, capture_output=True, text=True, timeout=PATIENCE)
+        with ended_by_signals(_interrupted):  # and then the trial is killed
+            trial = subprocess.run(TRIAL, input=asked, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         raise TrialError(f"its trial took longer than {PATIENCE} seconds") from None
     if trial.returncode < 0:
@@ -96,3 +100,7 @@ def run_trial(config: Config) -> dict[str, Any]:
     if "error" in answer:
         raise TrialError(str(answer["error"]))
     return answer
+
+
+def _interrupted(name: str) -> Interrupted:
+    return Interrupted(f"{name} ended the estimate; nothing was begun. --no-estimate leaves it out.")

@@ -13,19 +13,11 @@ from typing import Any
 from hydra.core.override_parser.types import Glob, Override
 
 from mhc_train.config.compose import compose, groups, parse
-from mhc_train.errors import ConfigError, MhcTrainError
+from mhc_train.errors import ConfigError
 from mhc_train.schema import Config
 from mhc_train.stop_signals import handled_by
 
 FIT = (sys.executable, "-m", "mhc_train", "fit")
-
-
-class JobError(MhcTrainError):
-    """A run's process failed; this one ends with the same exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def multiply(overrides: Sequence[str], config_dir: Path | None) -> list[list[str]]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mhc_train.console import say
-from mhc_train.errors import CheckpointError, ConfigError
+from mhc_train.errors import CheckpointError, ConfigError, Interrupted, MhcTrainError, NumericsError, Stopped
 from mhc_train.files import storage_errors, write_json, write_text
-from mhc_train.runs import environment, make_exclusively
+from mhc_train.runs import GO_ON, environment, make_exclusively
+from mhc_train.stop_signals import ended_by_signals
 
 SCHEMA_VERSION = 1
-COMMANDS = {"sweep": "mhc-train fit -m", "comparison": "mhc-train compare"}
-"""What works on each kind of ledger."""
+LASTING = (NumericsError.exit_code, ConfigError.exit_code)
+"""Exit codes of failures that another attempt would end with, too."""
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Job:
     run: str | None = None
     """Its run directory, named before the process starts."""
     exit_code: int | None = None
+    error: str | None = None
+    """Why it failed, where no run of its own can say so."""
     seconds: float = 0.0
     """Of its processes, as far as somebody saw them end."""
     val_loss: float | None = None
@@ -52,7 +55,7 @@ class Ledger:
     @property
     def going_on(self) -> str:
         """The command that goes on with it."""
-        return f"{COMMANDS[self.kind]} --resume {self.path}"
+        return f"{GO_ON[self.kind]} {self.path}"
 
     @property
     def decisive(self) -> list[Job]:
@@ -119,9 +122,9 @@ def read_ledger(path: Path, kind: str) -> tuple[Ledger, dict[str, Any]]:
         ledger = Ledger(begun, document["config_name"], Path(config_dir) if config_dir else None, jobs)
         ledger.concurrent = document.get("concurrent", 1)
         found = document.get("kind", "sweep")
-        command = COMMANDS[found]
+        command = GO_ON[found]
     if found != kind:
-        raise ConfigError(f"{path} is a {found}. Type `{command} --resume {path}`.")
+        raise ConfigError(f"{path} is a {found}. Type `{command} {path}`.")
     if begun.resolve() != path.resolve():
         raise ConfigError(
             f"{path} was begun as {begun}, and its runs are named likewise. Go to the directory that it was begun in."
@@ -129,24 +132,86 @@ def read_ledger(path: Path, kind: str) -> tuple[Ledger, dict[str, Any]]:
     return ledger, document
 
 
+def kind_of(path: Path) -> str:
+    """Whether a ledger is a sweep's or a comparison's.
+
+    Raises:
+        CheckpointError: this mhc-train cannot read it.
+    """
+    with readable(path):
+        kind: str = json.loads((path / "ledger.json").read_text()).get("kind", "sweep")
+        return kind
+
+
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn what a ledger lacks into a `CheckpointError` that names it."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'ledger.json'} is not a ledger of this mhc-train: {error!r}.") from error
 
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[int]:
-    """Hold a ledger's lock; a job inherits it, and so keeps others out even where it outlives who started it."""
+    """Hold a ledger's lock; a job inherits it, and so keeps others out even where it outlives who started it.
+
+    Raises:
+        Interrupted: a stop signal ended the wait for it.
+    """
     with storage_errors(path / "lock"):
         lock = (path / "lock").open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"Another process still works on {path}, perhaps a job whose sweep was killed: waiting for its end.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            say(f"Another process still works on {path}, perhaps a job whose command was killed: waiting for its end.")
+            with ended_by_signals(lambda name: Interrupted(f"{name} ended the wait; nothing was begun.")):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
+
+
+class JobError(MhcTrainError):
+    """A run's process failed; this one ends with the same exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def raise_if_stopped(ledger: Ledger) -> None:
+    """Say how to go on with what a signal, or a run's own time limit, has stopped.
+
+    Raises:
+        Stopped: there are jobs left.
+        Interrupted: so there are, and a second signal ended one of them before it could save.
+    """
+    if ledger.stopped:
+        by = f" by {ledger.signal}" if ledger.signal else ""
+        twice = Interrupted.exit_code in [job.exit_code for job in ledger.in_state("stopped")]
+        error = Interrupted if twice else Stopped
+        raise error(f"Stopped{by}: {_done(ledger)}. Go on with `{ledger.going_on}`.")
+
+
+def raise_if_failed(ledger: Ledger) -> None:
+    """Say which jobs have failed.
+
+    Raises:
+        JobError: with the exit code of the first.
+    """
+    failed = [job for job in ledger.decisive if job.state == "failed"]
+    if not failed:
+        return
+    names, left = "; ".join(_named(ledger, job) for job in failed), ledger.in_state("waiting")
+    not_started = f" {len(left)} not started: `{ledger.going_on}` goes on with them." if left else ""
+    lasting = all(job.exit_code in LASTING for job in failed)
+    retry = "" if lasting else f" `{ledger.going_on} --retry-failed` tries failed jobs again."
+    raise JobError(f"{_done(ledger)}, {len(failed)} failed: {names}.{not_started}{retry}", failed[0].exit_code or 1)
+
+
+def _named(ledger: Ledger, job: Job) -> str:
+    return ledger.title(job) + (f" ({job.error})" if job.error else "")
+
+
+def _done(ledger: Ledger) -> str:
+    return f"{len(ledger.in_state('done'))} of {len(ledger.jobs)} jobs are done"

@@ -1,30 +1,34 @@
 """From the runs of a comparison, or any others, to a report: which runs, how they came to be compared, and where to."""
 
-import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mhc_train.errors import CheckpointError
+from mhc_train.console import say
+from mhc_train.errors import CheckpointError, StorageError
 from mhc_train.files import write_json, write_text
-from mhc_train.report.collect import group_arms, read_run
+from mhc_train.report.collect import DETECT, group_arms, read_run
 from mhc_train.runs import Run, environment, make_exclusively, new_run_path
-from mhc_train.tracking.comparison import send_comparison
 from mhc_train.training import tuning
-from mhc_train.training.arms import key_of, swept_keys, varied_keys
-from mhc_train.training.comparison import DETECT, Asked, Comparison, known_arm, read_comparison
+from mhc_train.training.arms import check_varied, key_of, swept_keys, varied_keys
+from mhc_train.training.comparison import Comparison, Options, known_arm, read_comparison
 from mhc_train.training.crew import run_status
 from mhc_train.training.jobs import check
-from mhc_train.training.ledger import Job, Ledger
+from mhc_train.training.ledger import Job, Ledger, kind_of
 from mhc_train.training.sweep import read_sweep
+from mhc_train.training.verdict import check_conditions
 
 if TYPE_CHECKING:
     from mhc_train.report.comparison import Setting
 
+Written = tuple[dict[str, Any], Path]
+"""A comparison's document and the page that it was drawn on."""
+
 
 @dataclass(frozen=True)
-class Material:
+class ReportInput:
     """What a report is made of: runs, and what their own files do not say of them."""
 
     runs: list[Path]
@@ -45,10 +49,10 @@ class Material:
         )
 
 
-def of_comparison(comparison: Comparison) -> Material:
+def of_comparison(comparison: Comparison) -> ReportInput:
     """The runs of a comparison that have ended, and those that left nothing."""
     runs, lost = _ended(comparison, [job for arm in comparison.arms for job in comparison.compared_jobs(arm)])
-    return Material(
+    return ReportInput(
         runs,
         varied=comparison.varied,
         lost=lost,
@@ -59,30 +63,32 @@ def of_comparison(comparison: Comparison) -> Material:
     )
 
 
-def of_directories(paths: Sequence[Path], asked: Asked) -> Material:
+def of_directories(paths: Sequence[Path], options: Options) -> ReportInput:
     """Runs that have ended, and those of comparisons and sweeps; everything is read, so that what is wrong is said at
     once.
 
     Raises:
         CheckpointError: a directory is no run, or one that has not ended; or a ledger without finished runs.
-        ConfigError: no arm has the name of the reference.
+        ConfigError: no arm has the name of the reference or of a condition's; or there is no key that is varied.
     """
     parts = [_of_directory(path) for path in paths]
     runs = [run for part in parts for run in part.runs]
     names = [arm.name for arm in group_arms([read_run(run) for run in runs])]
-    against = known_arm(asked.against, names) or next((part.against for part in parts if part.against in names), None)
-    return Material(
+    check_varied(options.vary)
+    check_conditions(options.fail_on, names)
+    against = known_arm(options.against, names) or next((part.against for part in parts if part.against in names), None)
+    return ReportInput(
         runs,
-        varied=list(dict.fromkeys([*(key for part in parts for key in part.varied), *asked.vary])),
+        varied=list(dict.fromkeys([*(key for part in parts for key in part.varied), *options.vary])),
         lost=[row for part in parts for row in part.lost],
         concurrent=max(part.concurrent for part in parts),
         tuning=[row for part in parts for row in part.tuning],
         against=against,
-        detect=asked.detect,
+        detect=options.detect,
     )
 
 
-def write(material: Material, directory: Path) -> tuple[dict[str, Any], Path]:
+def write(material: ReportInput, directory: Path) -> Written:
     """Compare the runs and write the report; returns the document and the page.
 
     Raises:
@@ -96,20 +102,20 @@ def write(material: Material, directory: Path) -> tuple[dict[str, Any], Path]:
     return document, write_report(document, directory)
 
 
-def report(comparison: Comparison, directory: Path | None) -> tuple[dict[str, Any], Path] | None:
-    """Write the report of a comparison that has come to its end, from the runs that there are; None if there are none.
+def make_directory(output: Path) -> None:
+    """Make the directory that a report is to be written to, before hours are spent on what it tells of.
 
-    Args:
-        comparison: whose status becomes `done`, or `failed` if a run that is compared has.
-        directory: of the report; None for its place in the comparison's.
+    Raises:
+        StorageError: nothing can be written there.
     """
-    run, material = Run(comparison.path), of_comparison(comparison)
-    done = [job for job in comparison.decisive if job.state == "done"]
-    written = write(material, directory or run.report) if done else None
-    if written:
-        send_comparison(run, written[0], written[1].parent)
-    run.set_status("done" if len(done) == len(comparison.decisive) else "failed", runs=comparison.runs)
-    return written
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"--output {output}: {error.strerror or error}. Name a directory that can be written to."
+        ) from error
 
 
 def new_directory(runs: Sequence[Path]) -> Path:
@@ -122,24 +128,24 @@ def new_directory(runs: Sequence[Path]) -> Path:
     return comparison.report
 
 
-def _of_directory(path: Path) -> Material:
+def _of_directory(path: Path) -> ReportInput:
     """A run, or those of a comparison or a sweep."""
     if not (path / "ledger.json").is_file():
-        return Material([path])
-    comparing = json.loads((path / "ledger.json").read_text()).get("kind") == "comparison"
+        return ReportInput([path])
+    comparing = kind_of(path) == "comparison"
     material = of_comparison(read_comparison(path)) if comparing else _of_sweep(path)
     if not any(Run(run).status().get("status") == "done" for run in material.runs):
         raise CheckpointError(f"{path}: none of its runs is finished. Go on with it first.")
     return material
 
 
-def _of_sweep(path: Path) -> Material:
+def _of_sweep(path: Path) -> ReportInput:
     sweep = read_sweep(path)
     runs, lost = _ended(sweep, sweep.jobs)
     arms = {tuple(text for text in job.overrides if key_of(text) != "seed"): None for job in sweep.jobs}
     typed = list(map(list, arms))
     configs = check(typed, sweep.config_name, sweep.config_dir)
-    return Material(runs, varied=varied_keys(swept_keys(typed), configs), lost=lost, concurrent=sweep.concurrent)
+    return ReportInput(runs, varied=varied_keys(swept_keys(typed), configs), lost=lost, concurrent=sweep.concurrent)
 
 
 def _ended(ledger: Ledger, jobs: Sequence[Job]) -> tuple[list[Path], list[dict[str, Any]]]:
@@ -148,22 +154,22 @@ def _ended(ledger: Ledger, jobs: Sequence[Job]) -> tuple[list[Path], list[dict[s
     A run knows better than a ledger whose process was killed.
     """
     ended = [job for job in jobs if "failed" in (job.state, run_status(job)) or run_status(job) == "done"]
-    told = [job for job in ended if _tells(job)]
+    reportable = [job for job in ended if _is_reportable(job)]
     lost = [
         {"overrides": job.overrides, "name": ledger.title(job), "error": _error(job)}
         for job in ended
-        if job not in told
+        if job not in reportable
     ]
-    return [Path(job.run) for job in told if job.run], lost
+    return [Path(job.run) for job in reportable if job.run], lost
 
 
-def _tells(job: Job) -> bool:
+def _is_reportable(job: Job) -> bool:
     """Whether a job has left a run that a report can tell of."""
     return job.run is not None and "parameters" in Run(Path(job.run)).status()
 
 
 def _error(job: Job) -> str:
-    known = Run(Path(job.run)).status().get("error") if job.run else None
+    known = Run(Path(job.run)).status().get("error") if job.run else job.error
     code = "" if job.exit_code is None else f" with exit code {job.exit_code}"
     return known or f"it ended{code} before there was anything to report"
 
@@ -176,7 +182,10 @@ def _reference(comparison: Comparison, runs: Sequence[Path]) -> str | None:
         job.run for arm in comparison.arms if arm.name == comparison.against for job in comparison.compared_jobs(arm)
     }
     arms = group_arms([read_run(path) for path in runs])
-    return next((arm.name for arm in arms if any(str(record.path) in own for record in arm.runs)), None)
+    found = next((arm.name for arm in arms if any(str(record.path) in own for record in arm.runs)), None)
+    if found is None and arms:
+        say(f"--against {comparison.against}: it has no run to report; the others are against {arms[0].name}.")
+    return found
 
 
 def _tuning(comparison: Comparison) -> list[dict[str, Any]]:

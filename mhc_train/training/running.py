@@ -13,7 +13,15 @@ from torch.distributed import DistError
 from mhc_train.checkpoints import Checkpoint, Keep
 from mhc_train.console import say
 from mhc_train.data import Corpus, order_fingerprint, skipped_documents
-from mhc_train.errors import DataError, Interrupted, LostRankError, NumericsError, Stopped, StorageError
+from mhc_train.errors import (
+    DataError,
+    Interrupted,
+    LostRankError,
+    MhcTrainError,
+    NumericsError,
+    Stopped,
+    StorageError,
+)
 from mhc_train.files import read_json_lines, write_json
 from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
@@ -127,7 +135,9 @@ def _train(session: Session, opened: Opened) -> None:
     except BaseException as error:
         with contextlib.suppress(StorageError):  # a full disk must not hide what went wrong first
             status = "stopped" if isinstance(error, (Stopped, Interrupted)) else "failed"
-            opened.record(status, error=str(error), step=session.progression.step, **_data_facts(session))
+            code = getattr(error, "exit_code", MhcTrainError.exit_code)
+            step = session.progression.step
+            opened.record(status, error=str(error), exit_code=code, step=step, **_data_facts(session))
         raise
 
 

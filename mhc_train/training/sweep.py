@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mhc_train.errors import Stopped
 from mhc_train.runs import new_run_path
 from mhc_train.training.crew import Crew, settle
-from mhc_train.training.jobs import Forwarding, JobError, check, multiply
+from mhc_train.training.jobs import Forwarding, check, multiply
 from mhc_train.training.ledger import Job, Ledger, alone, read_ledger
 
 
@@ -55,7 +54,7 @@ def run_sweep(path: Path, fail_fast: bool = False, retry_failed: bool = False, a
         ConfigError: with the problems of all jobs that are left.
     """
     read_sweep(path)  # before a lock is made in whatever directory it is
-    with alone(path) as lock, Forwarding() as signals:
+    with Forwarding() as signals, alone(path) as lock:
         sweep = read_sweep(path)
         settle(sweep)
         left = sweep.in_state("waiting", "stopped", *(["failed"] if retry_failed else []))
@@ -63,36 +62,3 @@ def run_sweep(path: Path, fail_fast: bool = False, retry_failed: bool = False, a
         Crew(sweep, signals, lock, at_once, fail_fast).carry_out(left)
         sweep.signal = signals.received
     return sweep
-
-
-def raise_if_stopped(ledger: Ledger) -> None:
-    """Say how to go on with what a signal, or a run's own time limit, has stopped.
-
-    Raises:
-        Stopped: there are jobs left.
-    """
-    if ledger.stopped:
-        by = f" by {ledger.signal}" if ledger.signal else ""
-        raise Stopped(f"Stopped{by}: {_done(ledger)}. Go on with `{ledger.going_on}`.")
-
-
-def raise_if_failed(ledger: Ledger) -> None:
-    """Say which jobs have failed.
-
-    Raises:
-        JobError: with the exit code of the first.
-    """
-    failed = [job for job in ledger.decisive if job.state == "failed"]
-    if not failed:
-        return
-    names, left = "; ".join(map(ledger.title, failed)), ledger.in_state("waiting")
-    not_started = f" {len(left)} not started: `{ledger.going_on}` goes on with them." if left else ""
-    raise JobError(
-        f"{_done(ledger)}, {len(failed)} failed: {names}.{not_started} `{ledger.going_on} --retry-failed` tries failed "
-        "jobs again.",
-        failed[0].exit_code or 1,
-    )
-
-
-def _done(ledger: Ledger) -> str:
-    return f"{len(ledger.in_state('done'))} of {len(ledger.jobs)} jobs are done"

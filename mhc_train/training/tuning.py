@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mhc_train.errors import ConfigError
+from mhc_train.errors import ConfigError, NumericsError
 from mhc_train.training.arms import key_of
 from mhc_train.training.jobs import multiply
 from mhc_train.training.ledger import Job
@@ -19,6 +19,8 @@ Grid = dict[str, list[str]]
 """The values of every key that is tuned."""
 Point = dict[str, str]
 """One value of each."""
+NOT_TUNED = ("name", "runs_dir", "data", "diagnostics", "tracker", "train.device", "train.threads")
+"""Keys, and groups of them, that must be the same for all arms, or are of no consequence to what they learn."""
 
 
 def read_grid(tune: Sequence[str], taken: Iterable[str], config_dir: Path | None) -> Grid:
@@ -36,6 +38,8 @@ def read_grid(tune: Sequence[str], taken: Iterable[str], config_dir: Path | None
         key, values = key_of(text), [run[0].partition("=")[2] for run in multiply([text], config_dir)]
         if key in (*taken, *grid, "seed", "connection"):
             problems.append(f"--tune {text}: {key} is given already, or is what is compared.")
+        elif key in NOT_TUNED or key.partition(".")[0] in NOT_TUNED:
+            problems.append(f"--tune {text}: no part of how an arm learns; arms that differ in it are not comparable.")
         elif len(set(values)) < 2:
             problems.append(f"--tune {text}: one value leaves nothing to choose. Type {key}=VALUE,VALUE,...")
         grid[key] = list(dict.fromkeys(values))
@@ -54,8 +58,13 @@ def overrides(point: Point) -> list[str]:
     return [f"{key}={value}" for key, value in point.items()]
 
 
+def diverged(job: Job) -> bool:
+    """Whether a run failed by its numbers, which is an outcome; of any other failure nothing can be concluded."""
+    return job.state == "failed" and job.exit_code == NumericsError.exit_code
+
+
 def final_loss(job: Job) -> float:
-    """The last validation loss; infinite for a run that did not finish, so that it loses."""
+    """The last validation loss; infinite for a run that diverged, so that it loses."""
     return job.val_loss if job.state == "done" and job.val_loss is not None else math.inf
 
 

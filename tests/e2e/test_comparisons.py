@@ -13,6 +13,7 @@ from mhc_train.config.compose import compose
 from mhc_train.errors import ConfigError
 from mhc_train.files import read_json_lines
 from mhc_train.report import condition
+from mhc_train.schema import Config
 from mhc_train.training import estimate as estimating
 from mhc_train.training.estimate import run_trial
 
@@ -114,9 +115,11 @@ def test_nothing_to_report_where_all_have_failed(
 ) -> None:
     absent = f"data.path={tmp_path / 'absent.jsonl'}"
     typed = [*overrides(tmp_path), *FEW, "connection=residual,mhc", absent]
-    assert run_command(monkeypatch, "compare", NO_ESTIMATE, *typed) == 3
-    assert "nothing to report" in capsys.readouterr().err
+    assert run_command(monkeypatch, "compare", NO_ESTIMATE, "--json", *typed) == 3
     path = comparison_in(tmp_path)
+    assert capsys.readouterr().out == (path / "ledger.json").read_text()
+    assert run_command(monkeypatch, "compare", "--resume", str(path)) == 3
+    assert "nothing to report" in capsys.readouterr().err
     assert states(path) == ["failed", "failed"] and not (path / "report").exists()
     assert run_command(monkeypatch, "compare", str(path)) == 4
 
@@ -159,6 +162,15 @@ def test_a_dry_run_is_a_plan_with_its_cost(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "runs").exists()
 
 
+def test_ctrl_c_is_answered(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def interrupted(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimating, "run_trial", interrupted)
+    assert run_command(monkeypatch, "compare", "--dry-run", "connection=residual,mhc") == 130
+    assert capsys.readouterr().err.endswith("Interrupted.\n")
+
+
 def test_a_trial_in_a_process_of_its_own() -> None:
     found = run_trial(compose(["train.device=cpu", "model.layers=1", "train.batch_tokens=256", "train.micro_batch=1"]))
     assert found["start_up"] > 0 and found["step"] > 0 and found["peak_memory_counted"] == "resident, whole process"
@@ -171,9 +183,11 @@ def test_a_trial_in_a_process_of_its_own() -> None:
         (["--resume", "nowhere"], 4, "no comparison: it has no ledger.json"),
         (["--resume", "nowhere", "seed=1"], 2, "goes on as it was begun"),
         (["--resume", "nowhere", "--tune", "optim.lr=1,2"], 2, "goes on as it was begun"),
+        (["--resume", "nowhere", "-cn", "other"], 2, "Leave out overrides, -cn"),
+        (["connection=hc,mhc", "--output", "/dev/null/report"], 7, "--output /dev/null/report: Not a directory"),
         (["--retry-failed", "connection=hc,mhc"], 2, "Type --resume COMPARISON"),
         (["--dry-run", "some-run"], 2, "are for trainings"),
-        (["--detect", "much"], 2, "such as 0.5%"),
+        (["--detect", "much"], 2, "such as 1%"),
         (["--fail-on", "nonsense"], 2, "--fail-on nonsense"),
         (["connection=hc,mhc", "some-run"], 2, "Give runs or overrides, not both"),
         (["some-run"], 4, "not a run directory"),

@@ -120,7 +120,7 @@ def test_arms_without_a_sweep() -> None:
     assert with_default_arms(["seed=1,2"]) == ["seed=1,2", "connection=residual,hc,mhc"]
     assert with_default_arms(["connection=mhc"]) == ["connection=residual,mhc"]
     assert with_default_arms(["connection.streams=2,4"]) == ["connection.streams=2,4"]
-    planned = plan_arms(["connection=residual,mhc", "seed=range(1,4)"], None)
+    planned = plan_arms(["connection=residual,mhc", "seed=range(1,4)"], "config", None)
     assert planned == {
         (f"connection={kind}",): [[f"connection={kind}", f"seed={seed}"] for seed in (1, 2, 3)]
         for kind in ("residual", "mhc")

@@ -7,22 +7,29 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mhc_train.config.compose import compose
-from mhc_train.errors import CheckpointError, ConfigError, Stopped
-from mhc_train.files import read_json_lines
+from mhc_train.errors import CheckpointError, ConfigError, Interrupted, Stopped, StorageError, VerdictError
+from mhc_train.files import is_locked, read_json_lines
+from mhc_train.report.collect import RunRecord
+from mhc_train.report.listing import listed
+from mhc_train.runs import Run
+from mhc_train.training import conclusion, jobs, reporting, tuning
 from mhc_train.training import estimate as estimating
-from mhc_train.training import jobs, tuning
-from mhc_train.training.comparison import Asked, Comparison, plan_comparison, read_comparison, run_comparison
+from mhc_train.training.comparison import Comparison, Options, plan_comparison, read_comparison, trained
+from mhc_train.training.conclusion import conduct, raise_if_amiss
+from mhc_train.training.crew import settle
 from mhc_train.training.estimate import Estimate, estimate
 from mhc_train.training.forecast import forecast, in_words
-from mhc_train.training.jobs import JobError
-from mhc_train.training.ledger import Job
-from mhc_train.training.sweep import create_sweep, raise_if_failed, raise_if_stopped, read_sweep
+from mhc_train.training.ledger import Job, JobError, Ledger, raise_if_failed, raise_if_stopped
+from mhc_train.training.reporting import of_comparison, of_directories
+from mhc_train.training.sweep import create_sweep, read_sweep
 from mhc_train.training.trial import measure
 
 FAKE = (sys.executable, str(Path(__file__).parents[2] / "fake_fit.py"))
@@ -36,13 +43,26 @@ def _fake_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(*overrides: str, **asked: Any) -> Comparison:
-    return plan_comparison(overrides, "config", None, Asked(**asked))
+    return plan_comparison(overrides, "config", None, Options(**asked))
 
 
 def new(directory: Path, *overrides: str, **asked: Any) -> Path:
     comparison = plan(f"runs_dir={directory}", "name=ok", *overrides, **asked)
     comparison.create(overrides)
     return comparison.path
+
+
+def run_comparison(path: Path, **asked: Any) -> Comparison:
+    with trained(path, **asked) as comparison:
+        return comparison
+
+
+def signal_when(ready: Callable[[], object]) -> None:
+    """Send this process a SIGTERM as soon as something is so."""
+    end = time.monotonic() + 60
+    while not ready() and time.monotonic() < end:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def starts(directory: Path) -> list[dict[str, str]]:
@@ -74,7 +94,7 @@ def test_what_is_swept_is_varied_but_for_the_connection() -> None:
     ("overrides", "asked", "message"),
     [
         (["connection=residual"], {}, "nothing to compare"),
-        (["connection=glob(residual)"], {}, "nothing to compare"),
+        (["connection=glob(residual)", "model=tiny"], {}, "one arm, residual: nothing to compare"),
         (
             ["connection=residual,mhc"],
             {"against": "hc"},
@@ -84,6 +104,13 @@ def test_what_is_swept_is_varied_but_for_the_connection() -> None:
         (["optim.lr=1e-3"], {"tune": ["optim.lr=1e-3,2e-3"]}, "optim.lr is given already"),
         ([], {"tune": ["optim.lr=1e-3"]}, "one value leaves nothing to choose"),
         ([], {"tune": ["optim.rl=1,2"]}, "optim.rl=1: no such key"),
+        ([], {"tune": ["data.seed=1,2"]}, "no part of how an arm learns"),
+        ([], {"tune": ["train.threads=1,2"]}, "no part of how an arm learns"),
+        ([], {"vary": ["optim.rl", "model"]}, "--vary optim.rl: no such key. Did you mean optim.lr"),
+        ([], {"fail_on": ["mch.val_loss > 3"]}, "there is no mch; did you mean mhc"),
+        ([], {"fail_on": ["shown: mhc.val_loss > resid.val_loss"]}, "there is no resid; did you mean residual"),
+        ([], {"fail_on": ["mhc.fail:maas"]}, "there is no maas; did you mean mass"),
+        (["connection=mhc"], {"fail_on": ["hc.fail"]}, "there is no hc"),
     ],
 )
 def test_what_cannot_be_planned(overrides: list[str], asked: dict[str, Any], message: str) -> None:
@@ -104,6 +131,7 @@ def test_each_arm_is_tuned_on_a_seed_that_is_not_compared(tmp_path: Path) -> Non
     assert [arm.chosen for arm in comparison.arms] == [{"optim.lr": "0.002"}] * 2
     assert comparison.varied == ["optim.lr"]
     assert comparison.document() == json.loads((path / "ledger.json").read_text())
+    assert [entry.jobs for entry in listed([path]) if entry.kind == "comparison"] == [{"done": 4}]
     again = run_comparison(path)
     assert again.document() == comparison.document() and len(starts(tmp_path)) == 10
 
@@ -126,15 +154,104 @@ def test_an_arm_that_cannot_choose_fails_alone_and_may_be_retried(tmp_path: Path
     path = new(tmp_path, "data.column=ok,fail", "seed=1,2", tune=["optim.lr=1e-3,2e-3"])
     comparison = run_comparison(path)
     assert [job.state for job in comparison.decisive] == ["done", "failed"] * 2
-    with pytest.raises(JobError, match="--retry-failed") as caught:
+    with pytest.raises(JobError, match="not begun: every run of its tuning diverged") as caught:
         raise_if_failed(comparison)
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 5 and "--retry-failed" not in str(caught.value)  # it would diverge again
     assert len(starts(tmp_path)) == 4 + 2
     run_comparison(path)
     assert len(starts(tmp_path)) == 6
-    # Retried, each trial goes on from its checkpoint and ends well; then the arm chooses, and its own runs fail first.
+    # Retried, each goes on from its checkpoint and ends well; then the arm chooses, and its own runs fail first.
     comparison = run_comparison(path, retry_failed=True)
     assert comparison.arms[1].chosen == {"optim.lr": "0.002"} and len(starts(tmp_path)) == 6 + 2 + 2
+
+
+def test_a_tuning_run_that_was_killed_settles_nothing(tmp_path: Path) -> None:
+    """The best of the other values may be worse than its own would have been."""
+    path = new(tmp_path, "data.column=ok,die", "seed=1", tune=["optim.lr=1e-3,2e-3"])
+    comparison = run_comparison(path)
+    assert [arm.chosen for arm in comparison.arms] == [{"optim.lr": "0.002"}, None]
+    with pytest.raises(JobError, match=r"not begun: .*optim.lr=0.001 seed=0 failed\).*--retry-failed") as caught:
+        raise_if_failed(comparison)
+    assert caught.value.exit_code == 128 + signal.SIGKILL
+    comparison = run_comparison(path, retry_failed=True)
+    raise_if_failed(comparison)
+    assert comparison.arms[1].chosen == {"optim.lr": "0.002"}
+
+
+def test_a_failure_that_nobody_saw_has_its_runs_exit_code(tmp_path: Path) -> None:
+    comparison = read_comparison(new(tmp_path, "seed=1"))
+    failed, unknown = comparison.jobs[:2]
+    for job in (failed, unknown):
+        job.state, job.run = "running", str(tmp_path / f"run-{job.number}")
+    Run(tmp_path / "run-0").set_status("failed", exit_code=3)
+    Run(tmp_path / "run-1").set_status("running")
+    settle(comparison)
+    assert [(job.state, job.exit_code) for job in (failed, unknown)] == [("failed", 3), ("stopped", None)]
+
+
+def test_a_signal_during_the_report_leaves_it_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = new(tmp_path, "seed=1")
+
+    def interrupted(comparison: Comparison, directory: Path) -> None:
+        assert is_locked(path / "lock") and Run(path).status()["status"] == "running"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(conclusion, "_report", interrupted)
+    with pytest.raises(Stopped, match=f"by SIGTERM before the report .* `mhc-train compare --resume {path}`"):
+        conduct(path, False, 1, None)
+    assert Run(path).status()["status"] == "stopped"
+    monkeypatch.setattr(conclusion, "_report", lambda comparison, directory: ({}, directory))
+    assert conduct(path, False, 1, None)[1] == ({}, path / "report")
+    assert Run(path).status()["status"] == "done" and len(starts(tmp_path)) == 3
+
+
+def test_a_report_that_fails_is_a_comparison_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = new(tmp_path, "seed=1")
+
+    def full(comparison: Comparison, directory: Path) -> None:
+        raise StorageError("no space")
+
+    monkeypatch.setattr(conclusion, "_report", full)
+    with pytest.raises(StorageError):
+        conduct(path, False, 1, None)
+    assert Run(path).status()["status"] == "failed" and Run(path).status()["error"] == "no space"
+
+
+def test_conditions_name_arms_as_planned_whatever_tuning_added() -> None:
+    """The report tells arms of one label apart by all in which they differ, the chosen values included."""
+    planned = plan("connection=mhc", "connection.streams=2,4", "seed=0", tune=["optim.lr=1e-3,2e-3"])
+    assert [arm.name for arm in planned.arms] == ["mhc streams=2", "mhc streams=4"]
+    for job, run in zip(planned.decisive, "ab", strict=True):
+        job.state, job.run = "done", run
+    names = ["mhc streams=2 lr=0.001", "mhc streams=4 lr=0.002"]
+    arms = [
+        {"name": name, "runs": [run], "val_loss": loss} for name, run, loss in zip(names, "ab", (3, 2), strict=True)
+    ]
+    row = {"a": names[0], "b": names[1], "metric": "val_loss", "verdict": "lower", "mean": -1.0}
+    written = ({"arms": arms, "differences": [row]}, Path())
+    raise_if_amiss(planned, written, ["mhc streams=4.val_loss > mhc streams=2.val_loss"])
+    with pytest.raises(VerdictError, match="mhc streams=4 is lower than mhc streams=2"):
+        raise_if_amiss(planned, written, ["shown: mhc streams=4.val_loss < mhc streams=2.val_loss"])
+
+
+def test_the_reference_that_cannot_be_reported_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison = plan("connection=residual,mhc", "seed=0", against="mhc")
+    comparison.jobs[0].state, comparison.jobs[0].run = "done", str(tmp_path)
+    comparison.jobs[1].state = "failed"
+    Run(tmp_path).set_status("done", parameters={})
+    record = RunRecord(tmp_path, asdict(compose(["connection=residual"])), {"seed": 0}, {}, [], [], [])
+    monkeypatch.setattr(reporting, "read_run", lambda path: record)
+    assert of_comparison(comparison).against is None
+    assert "--against mhc: it has no run to report; the others are against residual." in capsys.readouterr().err
+
+
+def test_two_signals_interrupt() -> None:
+    job = Job(0, [], "stopped", exit_code=Interrupted.exit_code)
+    with pytest.raises(Interrupted, match="Stopped by SIGINT: 0 of 1 jobs are done"):
+        raise_if_stopped(Ledger(Path("sweep"), "config", None, [job], signal="SIGINT"))
 
 
 def test_a_failed_run_stops_no_other(tmp_path: Path) -> None:
@@ -149,14 +266,7 @@ def test_a_failed_run_stops_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tune", [(), ("optim.lr=1e-3,2e-3",)])
 def test_a_signal_stops_it_and_it_goes_on(tune: tuple[str, ...], tmp_path: Path) -> None:
     path = new(tmp_path, "data.column=wait,ok", "seed=1,2", tune=tune)
-
-    def stop() -> None:
-        end = time.monotonic() + 60
-        while not list(tmp_path.glob("*/ready")) and time.monotonic() < end:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=signal_when, args=(lambda: list(tmp_path.glob("*/ready")),))
     thread.start()
     comparison = run_comparison(path)
     thread.join()
@@ -182,6 +292,9 @@ def test_a_ledger_is_gone_on_with_by_its_own_command(tmp_path: Path) -> None:
     (compared / "ledger.json").write_text(json.dumps({key: document[key] for key in document if key != "grid"}))
     with pytest.raises(CheckpointError, match="not a ledger"):
         read_comparison(compared)
+    (compared / "ledger.json").write_text("[")
+    with pytest.raises(CheckpointError, match="not a ledger"):
+        of_directories([compared], Options())
 
 
 def test_a_trial_measures_what_a_step_takes() -> None:
@@ -219,6 +332,19 @@ def test_a_trial_that_fails_leaves_the_cost_unknown(trial: str, reason: str, mon
     monkeypatch.setattr(estimating, "PATIENCE", 1 if "sleep" in trial else 60)
     found = estimate(compose(SMALL))
     assert reason in (found.unknown or "") and found.seconds_per_run is None and found.parameters > 0
+
+
+def test_a_signal_ends_the_estimate_and_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = tmp_path / "trial"
+    trial = f"import os, time; open({str(begun)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(60)"
+    monkeypatch.setattr(estimating, "TRIAL", (sys.executable, "-c", trial))
+    thread = threading.Thread(target=signal_when, args=(lambda: begun.exists() and begun.read_text().endswith(" "),))
+    thread.start()
+    with pytest.raises(Interrupted, match="SIGTERM ended the estimate"):
+        estimate(compose(SMALL))
+    thread.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
 
 
 def test_the_forecast_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from mhc_train.errors import CheckpointError, ConfigError, Stopped
 from mhc_train.files import read_json_lines
 from mhc_train.training import jobs
 from mhc_train.training.crew import Crew, cuda_devices
-from mhc_train.training.jobs import Forwarding, JobError, exit_code, multiply, start_fit
-from mhc_train.training.ledger import Ledger
-from mhc_train.training.sweep import create_sweep, plan_sweep, raise_if_failed, raise_if_stopped, read_sweep, run_sweep
+from mhc_train.training.jobs import Forwarding, exit_code, multiply, start_fit
+from mhc_train.training.ledger import JobError, Ledger, raise_if_failed, raise_if_stopped
+from mhc_train.training.sweep import create_sweep, plan_sweep, read_sweep, run_sweep
 
 FAKE = (sys.executable, str(Path(__file__).parents[2] / "fake_fit.py"))
 PARENT = f"""
