@@ -11,7 +11,7 @@ from mhc_train.errors import CheckpointError
 from mhc_train.files import write_json
 from mhc_train.report.comparison import compare_runs
 from mhc_train.schema import Config, ConnectionConfig
-from mhc_train.training.comparison import Arm, Asked, Comparison
+from mhc_train.training.comparison import Arm, Comparison, Options
 from mhc_train.training.ledger import Job, Ledger
 from mhc_train.training.reporting import of_directories
 
@@ -66,7 +66,7 @@ def carried_out(kind: str, third: str) -> Path:
 
 
 def verdict(path: Path) -> Any:
-    material = of_directories([path], Asked())
+    material = of_directories([path], Options())
     (row,) = compare_runs(material.runs, material.setting())["differences"]
     return row["verdict"]
 
@@ -85,7 +85,7 @@ def test_an_arm_that_lacks_a_run_wins_nothing_when_it_is_read_again(kind: str, t
 
 
 def test_what_was_lost_is_named() -> None:
-    (row,) = of_directories([carried_out("sweep", "lost")], Asked()).lost
+    (row,) = of_directories([carried_out("sweep", "lost")], Options()).lost
     assert row["name"] == "connection=mhc seed=3"
     assert row["error"] == "it ended with exit code 1 before there was anything to report"
 
@@ -105,4 +105,4 @@ def test_nothing_finished_nothing_to_compare(kind: str) -> None:
     end(ledger.jobs[0], "residual", 1, "failed", 3.0)
     ledger.create([])
     with pytest.raises(CheckpointError, match="none of its runs is finished"):
-        of_directories([ledger.path], Asked())
+        of_directories([ledger.path], Options())
