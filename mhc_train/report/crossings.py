@@ -11,7 +11,7 @@ from mhc_train.report.pairs import ALPHA, RESOLUTION, Floats, Paired, paired
 from mhc_train.report.statistics import METRIC
 from mhc_train.report.words import counted
 
-SHOWN = "either order is shown at some validation"
+SHOWN = "both orders are shown, each at some validation"
 POSSIBLE = "not both orders are shown at some validation, so that it may be chance"
 
 
