@@ -12,6 +12,8 @@ from mhc_train.report.readings import worst_gain
 from mhc_train.report.words import Number
 
 Document = dict[str, Any]
+TIMED = ("tokens_per_second", "relative_step_time", "seconds")
+"""Metrics that say nothing where runs shared the machine."""
 TESTED = ("val_loss",)
 """Metrics whose differences between arms have a verdict."""
 NOT_COMPARABLE = re.compile(r"\s*not[- ]comparable\s*")
@@ -104,6 +106,8 @@ class Term:
     def value(self, document: Document, condition: str) -> Number:
         """The number; None where there is none that is finite."""
         found = METRICS[self.metric](_arm(document, self.arm, condition))
+        if self.metric in TIMED and document["concurrent"] > 1:
+            return None
         return None if found is None or not math.isfinite(found) else self.factor * found
 
 
@@ -121,7 +125,7 @@ class Relation:
         sides = {side: side.value(document, self.text) for side in (self.left, self.right) if isinstance(side, Term)}
         unknown = [f"{side.arm}.{side.metric}" for side, value in sides.items() if value is None]
         if unknown:
-            why = "not finite, not logged, or every run of the arm failed"
+            why = "not finite, not logged, every run of the arm failed, or it is of speed and runs shared the machine"
             return [f"{self.text}: {' and '.join(unknown)} not known: {why}"]
         left, right = (sides[side] if isinstance(side, Term) else side for side in (self.left, self.right))
         assert left is not None and right is not None

@@ -137,11 +137,20 @@ def costs(document: Document) -> Table:
         _row("of them in the residual path", "", arms, lambda arm: counted(arm["parameters"].get("path", 0))),
         _row("FLOPs per token", "forward and backward", arms, lambda arm: count(arm["flops_per_token"])),
         _row("tokens per second", f"{medians}{shared}", arms, lambda arm: rate(arm["tokens_per_second"])),
-        _row("step time", f"over {document['reference']}'s, {medians}", arms, _step_time),
-        _row("training time", "without validation, median over seeds", arms, lambda arm: duration(arm["seconds"])),
+        _row("step time", f"over {document['reference']}'s, {medians}{shared}", arms, _step_time),
+        _row(
+            "training time",
+            f"without validation, median over seeds{shared}",
+            arms,
+            lambda arm: duration(arm["seconds"]),
+        ),
         _row("peak memory", f"{counted_memory}, largest of all seeds", arms, lambda arm: memory(arm["peak_memory"])),
     ]
     return oriented(Table("Size, speed and memory", [arm["name"] for arm in arms], rows, arms=True))
+
+
+def _training_time(arm: Document) -> str:
+    return duration(arm["seconds"])
 
 
 def _step_time(arm: Document) -> str:

@@ -105,8 +105,8 @@ class Crew:
                 _record_failure(job, code)
             _read_run(job)
             self.ledger.save()
-            if self.size > 1:
-                say(f"Job {job.number + 1} of {len(self.ledger.jobs)}: {job.state}.")
+            loss = f", validation loss {job.val_loss:.4f}" if job.state == "done" and job.val_loss is not None else ""
+            say(f"Job {job.number + 1} of {len(self.ledger.jobs)}: {job.state}{loss}.")
 
     def _dismiss(self) -> None:
         """Let no process go on alone where this one cannot, for want of space to write what becomes of it."""

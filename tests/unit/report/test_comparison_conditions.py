@@ -23,7 +23,8 @@ def difference(a: str, b: str, verdict: str, mean: float | None = 0.25) -> dict[
     return {"a": a, "b": b, "metric": "val_loss", "verdict": verdict, "mean": mean}
 
 
-DOCUMENT = {
+DOCUMENT: dict[str, Any] = {
+    "concurrent": 1,
     "reasons": ["the tokens differ"],
     "arms": [
         arm("residual", val_loss=6.0, peak_memory=100, laws=[law("mass", "ok"), law("hub", "warn")]),
@@ -127,3 +128,12 @@ def test_what_is_no_condition_is_refused_before_anything_is_trained(condition: s
 def test_names_are_looked_up_in_the_comparison(condition: str, advice: str) -> None:
     with pytest.raises(ConfigError, match=advice):
         parse_comparison(condition).violations(DOCUMENT)
+
+
+def test_speeds_are_none_where_runs_shared_the_machine() -> None:
+    arms = [arm("residual", relative_step_time=1.0, params=5), arm("hc", relative_step_time=1.2, params=6)]
+    condition = parse_comparison("hc.relative_step_time > 2*residual.relative_step_time")
+    assert condition.violations(DOCUMENT | {"arms": arms}) == []
+    (found,) = condition.violations(DOCUMENT | {"arms": arms, "concurrent": 2})
+    assert "not known" in found and "shared the machine" in found
+    assert parse_comparison("hc.params > 7").violations(DOCUMENT | {"arms": arms, "concurrent": 2}) == []
