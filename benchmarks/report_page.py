@@ -19,6 +19,7 @@ from record import significant, write_json
 
 from mhc_train.report.arms import COMPOSITE, CURVES, SUBLAYER
 from mhc_train.report.render import write_report
+from mhc_train.runs import environment
 
 STREAMS, POINTS = 4, 600
 OPENED = """<script>addEventListener("load", () => setTimeout(() => {
@@ -36,7 +37,8 @@ def main() -> None:
     random.seed(0)
     with tempfile.TemporaryDirectory() as directory:
         result = measure(document(options.arms, options.sublayers), Path(directory))
-    result = {"arms": options.arms, "sublayers": options.sublayers, "seeds": 1} | result
+    known = {key: environment()[key] for key in ("processor", "platform", "python", "mhc_train", "git")}
+    result = {"environment": known, "arms": options.arms, "sublayers": options.sublayers, "seeds": 1} | result
     write_json("report_page", result)
     print(result)
 
