@@ -12,9 +12,9 @@ import pytest
 import torch
 from faulting import Child, command
 
+from mhc_train.experiments import crew
+from mhc_train.experiments.jobs import Forwarding
 from mhc_train.stop_signals import SIGNALS
-from mhc_train.training import crew
-from mhc_train.training.jobs import Forwarding
 
 
 class ForkedFit:

@@ -10,7 +10,7 @@ import typer
 from mhc_train.cli.options import AtOnce, ConfigDir, ConfigName, Json, complete_override
 
 if TYPE_CHECKING:
-    from mhc_train.training.comparison import Comparison, Options
+    from mhc_train.experiments.comparison import Comparison, Options
 
 BULKY = ("curves", "courses", "last", "samples")
 
@@ -114,8 +114,8 @@ def compare(
     mhc-train compare runs/20260101-120000-residual-0a1b2c runs/20260101-121500-mhc-3d4e5f --against residual
     """
     from mhc_train.errors import ConfigError
-    from mhc_train.training.comparison import Options
-    from mhc_train.training.reporting import make_directory
+    from mhc_train.experiments.comparison import Options
+    from mhc_train.files import make_output
 
     given, conditions = arguments or [], fail_on or []
     options = Options(tuple(tune or ()), tuple(vary or ()), against, _share(detect), tuple(conditions))
@@ -135,7 +135,7 @@ def compare(
     _print_plan(comparison, json, dry_run)
     if not dry_run:
         if output:
-            make_directory(output)
+            make_output(output)
         if resume is None:
             comparison.create(given)
         _train(comparison.path, retry_failed, at_once, output, open_page, json, conditions or comparison.fail_on)
@@ -159,12 +159,13 @@ def _share(text: str | None) -> float:
 
 def _compare_runs(paths: list[Path], options: "Options", output: Path | None, open_page: bool, json: bool) -> None:
     """Report on runs that are there; all are read before anything is made."""
-    from mhc_train.training.reporting import make_directory, new_directory, of_directories, write
-    from mhc_train.training.verdict import raise_if_held
+    from mhc_train.experiments.reporting import new_directory, of_directories, write
+    from mhc_train.experiments.verdict import raise_if_held
+    from mhc_train.files import make_output
 
     material = of_directories(paths, options)
     if output:
-        make_directory(output)
+        make_output(output)
     document, page = write(material, output or new_directory(material.runs))
     _show(document, page, open_page, json)
     raise_if_held(options.fail_on, document)
@@ -174,7 +175,7 @@ def _planned(
     overrides: list[str], config_name: str, config_dir: Path | None, options: "Options", measured: bool
 ) -> "Comparison":
     from mhc_train.errors import ConfigError
-    from mhc_train.training.comparison import estimate_costs, plan_comparison
+    from mhc_train.experiments.comparison import estimate_costs, plan_comparison
 
     mixed = [text for text in overrides if "=" not in text]
     if mixed:
@@ -190,8 +191,8 @@ def _begun(
     path: Path, overrides: list[str], config_name: str, config_dir: Path | None, options: "Options"
 ) -> "Comparison":
     from mhc_train.errors import ConfigError
-    from mhc_train.training.comparison import Options, read_comparison
-    from mhc_train.training.verdict import check_conditions
+    from mhc_train.experiments.comparison import Options, read_comparison
+    from mhc_train.experiments.verdict import check_conditions
 
     if overrides or config_dir or config_name != "config" or options != Options(fail_on=options.fail_on):
         raise ConfigError(
@@ -215,7 +216,7 @@ def _train(
     """Train what is left, and show what there is, before anything that went wrong ends the command."""
     from mhc_train.cli.output import print_json
     from mhc_train.console import say
-    from mhc_train.training.conclusion import conduct, raise_if_amiss
+    from mhc_train.experiments.conclusion import conduct, raise_if_amiss
 
     say(f"Comparison {path}")
     comparison, written = conduct(path, retry_failed, at_once, output)
@@ -247,7 +248,7 @@ def _print_plan(comparison: "Comparison", json: bool, dry_run: bool) -> None:
     """The arms and what they cost; as JSON, with every job's command, where that is all that is asked for."""
     from mhc_train.cli.output import print_json, print_table
     from mhc_train.console import say
-    from mhc_train.training.forecast import COLUMNS, OPTIONAL, forecast, in_words, rows
+    from mhc_train.experiments.forecast import COLUMNS, OPTIONAL, forecast, in_words, rows
 
     document = forecast(comparison)
     if json and dry_run:

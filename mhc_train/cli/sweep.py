@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mhc_train.training.ledger import Ledger
+    from mhc_train.experiments.ledger import Ledger
 
 
 def sweep(
@@ -24,8 +24,8 @@ def sweep(
     from mhc_train.cli.output import print_json
     from mhc_train.console import say
     from mhc_train.errors import ConfigError
-    from mhc_train.training.ledger import raise_if_failed, raise_if_stopped
-    from mhc_train.training.sweep import create_sweep, read_sweep, run_sweep
+    from mhc_train.experiments.ledger import raise_if_failed, raise_if_stopped
+    from mhc_train.experiments.sweep import create_sweep, read_sweep, run_sweep
 
     if resume == "auto":
         raise ConfigError("--resume auto finds runs. A sweep goes on with `mhc-train fit -m --resume SWEEP`.")
@@ -55,9 +55,9 @@ def _print_plan(
 ) -> None:
     """The jobs of a new or a given sweep, checked; nothing is made or started."""
     from mhc_train.cli.output import print_json
-    from mhc_train.training.jobs import fit_arguments
-    from mhc_train.training.ledger import SCHEMA_VERSION
-    from mhc_train.training.sweep import plan_sweep, read_sweep
+    from mhc_train.experiments.jobs import fit_arguments
+    from mhc_train.experiments.ledger import SCHEMA_VERSION
+    from mhc_train.experiments.sweep import plan_sweep, read_sweep
 
     planned = read_sweep(resume) if resume else plan_sweep(overrides, config_name, config_dir)
     if not json:

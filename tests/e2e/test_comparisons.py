@@ -11,11 +11,11 @@ from tiny import overrides, run_command
 
 from mhc_train.config.compose import compose
 from mhc_train.errors import ConfigError
+from mhc_train.experiments import estimate as estimating
+from mhc_train.experiments.estimate import run_trial
 from mhc_train.files import read_json_lines
 from mhc_train.report import condition
 from mhc_train.schema import Config
-from mhc_train.training import estimate as estimating
-from mhc_train.training.estimate import run_trial
 
 Captured = pytest.CaptureFixture[str]
 FEW = ("train.steps=4", "model.layers=1", "data.validation_tokens=128", "train.sample_tokens=0")

@@ -16,7 +16,7 @@ from faulting import Child, Ended, command
 from forked_fit import start_in
 from tiny import overrides
 
-from mhc_train.training import crew
+from mhc_train.experiments import crew
 
 SETTINGS = ("train.steps=12", "train.save_every=3", "train.eval_every=4", "train.log_every=3", "model.layers=1",
             "train.batch_tokens=128", "data.validation_tokens=128", "train.sample_tokens=2", "diagnostics.every=6",

@@ -1,23 +1,27 @@
 """Carries out the jobs of a ledger, one or several at a time, each in a process of its own."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from mhc_train.checkpoints import complete_checkpoints
 from mhc_train.config.compose import compose
 from mhc_train.console import say
+from mhc_train.experiments.jobs import Forwarding, check, exit_code, fit_arguments, start_fit
+from mhc_train.experiments.ledger import Job, Ledger, alone
 from mhc_train.files import read_json_lines
 from mhc_train.runs import Run, new_run_path
-from mhc_train.training.jobs import Forwarding, exit_code, fit_arguments, start_fit
-from mhc_train.training.ledger import Job, Ledger
+
+L = TypeVar("L", bound=Ledger)
 
 RESUMABLE = 75  # the exit code of a run that saved and stopped
 POLL = 0.05
@@ -67,6 +71,7 @@ class Crew:
                 self._collect()
         finally:
             self._dismiss()
+        self.ledger.signal = self.signals.received
 
     def _begin(self, job: Job) -> None:
         place = min(set(range(self.size)) - self.workers.keys())
@@ -114,6 +119,31 @@ class Crew:
             worker.child.send_signal(signal.SIGTERM)
         for worker in self.workers.values():
             worker.child.wait()
+
+
+@contextlib.contextmanager
+def taken_up(
+    path: Path, read: Callable[[Path], L], retry_failed: bool, at_once: int, fail_fast: bool = False
+) -> Iterator[tuple[L, Crew]]:
+    """A ledger, with its lock held and whatever was killed settled, and the crew that can carry out its jobs.
+
+    Args:
+        path: its directory.
+        read: reads it, of whichever kind it is.
+        retry_failed: whether failed jobs are to be trained, too.
+        at_once: jobs that run at the same time.
+        fail_fast: begin no other job once one has failed.
+
+    Raises:
+        CheckpointError: there is no such ledger.
+        ConfigError: with the problems of all jobs that are left.
+    """
+    read(path)  # before a lock is made in whatever directory it is
+    with Forwarding() as signals, alone(path) as lock:
+        ledger = read(path)
+        settle(ledger)
+        check([job.overrides for job in ledger.left(retry_failed)], ledger.config_name, ledger.config_dir)
+        yield ledger, Crew(ledger, signals, lock, at_once, fail_fast)
 
 
 def cuda_devices() -> list[str]:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mhc_train.experiments.crew import taken_up
+from mhc_train.experiments.jobs import check, multiply
+from mhc_train.experiments.ledger import Job, Ledger, read_ledger
 from mhc_train.runs import new_run_path
-from mhc_train.training.crew import Crew, settle
-from mhc_train.training.jobs import Forwarding, check, multiply
-from mhc_train.training.ledger import Job, Ledger, alone, read_ledger
 
 
 def plan_sweep(overrides: Sequence[str], config_name: str, config_dir: Path | None) -> Ledger:
@@ -53,12 +53,6 @@ def run_sweep(path: Path, fail_fast: bool = False, retry_failed: bool = False, a
         CheckpointError: it is no sweep.
         ConfigError: with the problems of all jobs that are left.
     """
-    read_sweep(path)  # before a lock is made in whatever directory it is
-    with Forwarding() as signals, alone(path) as lock:
-        sweep = read_sweep(path)
-        settle(sweep)
-        left = sweep.in_state("waiting", "stopped", *(["failed"] if retry_failed else []))
-        check([job.overrides for job in left], sweep.config_name, sweep.config_dir)
-        Crew(sweep, signals, lock, at_once, fail_fast).carry_out(left)
-        sweep.signal = signals.received
+    with taken_up(path, read_sweep, retry_failed, at_once, fail_fast) as (sweep, crew):
+        crew.carry_out(sweep.left(retry_failed))
     return sweep

@@ -103,6 +103,10 @@ class Ledger:
         """The jobs in one of these states, in order."""
         return [job for job in self.jobs if job.state in states]
 
+    def left(self, retry_failed: bool) -> list[Job]:
+        """The jobs to train when it is gone on with, in order: those not done, of failed ones only if asked."""
+        return self.in_state("waiting", "stopped", *(["failed"] if retry_failed else []))
+
 
 def read_ledger(path: Path, kind: str) -> tuple[Ledger, dict[str, Any]]:
     """The ledger of a directory, and its document with whatever else it holds.

@@ -9,15 +9,15 @@ from typing import Any
 from mhc_train.config.compose import compose
 from mhc_train.console import say
 from mhc_train.errors import ConfigError
+from mhc_train.experiments import tuning
+from mhc_train.experiments.arms import arm_names, check_varied, key_of, plan_arms, swept_keys, varied_keys
+from mhc_train.experiments.crew import Crew, taken_up
+from mhc_train.experiments.estimate import estimate
+from mhc_train.experiments.jobs import check
+from mhc_train.experiments.ledger import Job, Ledger, read_ledger, readable
+from mhc_train.experiments.verdict import check_conditions
 from mhc_train.report.collect import DETECT
 from mhc_train.runs import Run, new_run_path
-from mhc_train.training import tuning
-from mhc_train.training.arms import arm_names, check_varied, key_of, plan_arms, swept_keys, varied_keys
-from mhc_train.training.crew import Crew, settle
-from mhc_train.training.estimate import estimate
-from mhc_train.training.jobs import Forwarding, check
-from mhc_train.training.ledger import Job, Ledger, alone, read_ledger, readable
-from mhc_train.training.verdict import check_conditions
 
 
 @dataclass
@@ -192,29 +192,22 @@ def trained(path: Path, retry_failed: bool = False, at_once: int = 1) -> Iterato
         CheckpointError: it is no comparison.
         ConfigError: with the problems of all jobs that are left.
     """
-    read_comparison(path)  # before a lock is made in whatever directory it is
-    states = ("waiting", "stopped", *(["failed"] if retry_failed else []))
-    with Forwarding() as signals, alone(path) as lock:
-        comparison = read_comparison(path)
-        settle(comparison)
-        check([job.overrides for job in comparison.in_state(*states)], comparison.config_name, comparison.config_dir)
+    with taken_up(path, read_comparison, retry_failed, at_once) as (comparison, crew):
         Run(path).set_status("running", kind="comparison")
-        _train(comparison, Crew(comparison, signals, lock, at_once), states)
-        comparison.signal = signals.received
+        _train(comparison, crew, retry_failed)
         if comparison.stopped:
             Run(path).set_status("stopped", runs=comparison.runs)
         yield comparison
 
 
-def _train(comparison: Comparison, crew: Crew, states: Sequence[str]) -> None:
-    """Train the jobs that are in one of these states: those that choose values, then those of the arms that have."""
-    left = comparison.in_state(*states)
+def _train(comparison: Comparison, crew: Crew, retry_failed: bool) -> None:
+    """Train the jobs that are left: those that choose values, then those of the arms that have."""
     choosing = [number for arm in comparison.arms if arm.chosen is None for number in arm.tuning]
-    crew.carry_out([job for job in left if job.number in choosing])
+    crew.carry_out([job for job in comparison.left(retry_failed) if job.number in choosing])
     if comparison.grid and not crew.ending:
         _choose(comparison)
     decided = [number for arm in comparison.arms if arm.chosen or not comparison.grid for number in arm.jobs]
-    crew.carry_out([job for job in comparison.in_state(*states) if job.number in decided])
+    crew.carry_out([job for job in comparison.left(retry_failed) if job.number in decided])
 
 
 def _choose(comparison: Comparison) -> None:

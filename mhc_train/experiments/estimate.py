@@ -14,7 +14,7 @@ from mhc_train.schema import Config
 from mhc_train.stop_signals import ended_by_signals
 from mhc_train.training.plan import skeleton_of
 
-TRIAL = (sys.executable, "-m", "mhc_train.training.trial")
+TRIAL = (sys.executable, "-m", "mhc_train.experiments.trial")
 PATIENCE = 600
 """Seconds that a trial may take."""
 NOT_ASKED = "not estimated, as --no-estimate asks"

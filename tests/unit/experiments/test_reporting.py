@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from mhc_train.errors import CheckpointError
+from mhc_train.experiments.comparison import Arm, Comparison, Options
+from mhc_train.experiments.ledger import Job, Ledger
+from mhc_train.experiments.reporting import of_directories
 from mhc_train.files import write_json
 from mhc_train.report.comparison import compare_runs
 from mhc_train.schema import Config, ConnectionConfig
-from mhc_train.training.comparison import Arm, Comparison, Options
-from mhc_train.training.ledger import Job, Ledger
-from mhc_train.training.reporting import of_directories
 
 KINDS = ("comparison", "sweep")
 DECISIVE = {

@@ -3,11 +3,11 @@
 import statistics
 from typing import Any
 
+from mhc_train.experiments.comparison import Arm, Comparison
+from mhc_train.experiments.estimate import NOT_ASKED
+from mhc_train.experiments.jobs import fit_arguments
+from mhc_train.experiments.ledger import Job
 from mhc_train.tables import duration, number
-from mhc_train.training.comparison import Arm, Comparison
-from mhc_train.training.estimate import NOT_ASKED
-from mhc_train.training.jobs import fit_arguments
-from mhc_train.training.ledger import Job
 
 SCHEMA_VERSION = 1
 ESTIMATED = (

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mhc_train.errors import Stopped, StorageError
+from mhc_train.experiments.comparison import Comparison, trained
+from mhc_train.experiments.ledger import raise_if_failed, raise_if_stopped
+from mhc_train.experiments.reporting import Written, of_comparison, write
+from mhc_train.experiments.verdict import raise_if_held
 from mhc_train.runs import Run
 from mhc_train.stop_signals import ended_by_signals
 from mhc_train.tracking.comparison import send_comparison
-from mhc_train.training.comparison import Comparison, trained
-from mhc_train.training.ledger import raise_if_failed, raise_if_stopped
-from mhc_train.training.reporting import Written, of_comparison, write
-from mhc_train.training.verdict import raise_if_held
 
 
 def conduct(path: Path, retry_failed: bool, at_once: int, directory: Path | None) -> tuple[Comparison, Written | None]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mhc_train.config.compose import OPEN, flatten, nearest, parse
 from mhc_train.errors import ConfigError
+from mhc_train.experiments.jobs import check, multiply
 from mhc_train.report.collect import RunRecord, group_arms
 from mhc_train.schema import Config, key_names
-from mhc_train.training.jobs import check, multiply
 
 DEFAULT_ARMS = "connection=residual,hc,mhc"
 Overrides = tuple[str, ...]

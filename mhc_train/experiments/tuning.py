@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mhc_train.errors import ConfigError, NumericsError
-from mhc_train.training.arms import key_of
-from mhc_train.training.jobs import multiply
-from mhc_train.training.ledger import Job
+from mhc_train.experiments.arms import key_of
+from mhc_train.experiments.jobs import multiply
+from mhc_train.experiments.ledger import Job
 
 Grid = dict[str, list[str]]
 """The values of every key that is tuned."""

@@ -1,24 +1,23 @@
 """From the runs of a comparison, or any others, to a report: which runs, how they came to be compared, and where to."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mhc_train.console import say
-from mhc_train.errors import CheckpointError, StorageError
+from mhc_train.errors import CheckpointError
+from mhc_train.experiments import tuning
+from mhc_train.experiments.arms import check_varied, key_of, swept_keys, varied_keys
+from mhc_train.experiments.comparison import Comparison, Options, known_arm, read_comparison
+from mhc_train.experiments.crew import run_status
+from mhc_train.experiments.jobs import check
+from mhc_train.experiments.ledger import Job, Ledger, kind_of
+from mhc_train.experiments.sweep import read_sweep
+from mhc_train.experiments.verdict import check_conditions
 from mhc_train.files import write_json, write_text
 from mhc_train.report.collect import DETECT, group_arms, read_run
 from mhc_train.runs import Run, environment, make_exclusively, new_run_path
-from mhc_train.training import tuning
-from mhc_train.training.arms import check_varied, key_of, swept_keys, varied_keys
-from mhc_train.training.comparison import Comparison, Options, known_arm, read_comparison
-from mhc_train.training.crew import run_status
-from mhc_train.training.jobs import check
-from mhc_train.training.ledger import Job, Ledger, kind_of
-from mhc_train.training.sweep import read_sweep
-from mhc_train.training.verdict import check_conditions
 
 if TYPE_CHECKING:
     from mhc_train.report.comparison import Setting
@@ -100,22 +99,6 @@ def write(material: ReportInput, directory: Path) -> Written:
 
     document = compare_runs(material.runs, material.setting())
     return document, write_report(document, directory)
-
-
-def make_directory(output: Path) -> None:
-    """Make the directory that a report is to be written to, before hours are spent on what it tells of.
-
-    Raises:
-        StorageError: nothing can be written there.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise StorageError(
-            f"--output {output}: {error.strerror or error}. Name a directory that can be written to."
-        ) from error
 
 
 def new_directory(runs: Sequence[Path]) -> Path:

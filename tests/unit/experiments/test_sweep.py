@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from mhc_train.errors import CheckpointError, ConfigError, Stopped
+from mhc_train.experiments import jobs
+from mhc_train.experiments.crew import Crew, cuda_devices
+from mhc_train.experiments.jobs import Forwarding, exit_code, multiply, start_fit
+from mhc_train.experiments.ledger import JobError, Ledger, raise_if_failed, raise_if_stopped
+from mhc_train.experiments.sweep import create_sweep, plan_sweep, read_sweep, run_sweep
 from mhc_train.files import read_json_lines
-from mhc_train.training import jobs
-from mhc_train.training.crew import Crew, cuda_devices
-from mhc_train.training.jobs import Forwarding, exit_code, multiply, start_fit
-from mhc_train.training.ledger import JobError, Ledger, raise_if_failed, raise_if_stopped
-from mhc_train.training.sweep import create_sweep, plan_sweep, read_sweep, run_sweep
 
 FAKE = (sys.executable, str(Path(__file__).parents[2] / "fake_fit.py"))
 PARENT = f"""
-from mhc_train.training import jobs, sweep
+from mhc_train.experiments import jobs, sweep
 from pathlib import Path
 import sys
 jobs.FIT = {FAKE!r}
@@ -253,7 +253,7 @@ def test_a_killed_sweep_goes_on(name: str, victim: str, tmp_path: Path, monkeypa
         if "waiting for its end" in message:  # the job that lived on may end now
             (tmp_path / "go").touch()
 
-    monkeypatch.setattr("mhc_train.training.ledger.say", say)
+    monkeypatch.setattr("mhc_train.experiments.ledger.say", say)
     sweep = run_sweep(path)
     assert victim == "both" or any("waiting for its end" in message for message in said)
     raise_unless_done(sweep)

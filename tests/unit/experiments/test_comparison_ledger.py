@@ -16,21 +16,21 @@ import pytest
 
 from mhc_train.config.compose import compose
 from mhc_train.errors import CheckpointError, ConfigError, Interrupted, Stopped, StorageError, VerdictError
+from mhc_train.experiments import conclusion, jobs, reporting, tuning
+from mhc_train.experiments import estimate as estimating
+from mhc_train.experiments.comparison import Comparison, Options, plan_comparison, read_comparison, trained
+from mhc_train.experiments.conclusion import conduct, raise_if_amiss
+from mhc_train.experiments.crew import settle
+from mhc_train.experiments.estimate import Estimate, estimate
+from mhc_train.experiments.forecast import forecast, in_words
+from mhc_train.experiments.ledger import Job, JobError, Ledger, raise_if_failed, raise_if_stopped
+from mhc_train.experiments.reporting import of_comparison, of_directories
+from mhc_train.experiments.sweep import create_sweep, read_sweep
+from mhc_train.experiments.trial import measure
 from mhc_train.files import is_locked, read_json_lines
 from mhc_train.report.collect import RunRecord
 from mhc_train.report.listing import listed
 from mhc_train.runs import Run
-from mhc_train.training import conclusion, jobs, reporting, tuning
-from mhc_train.training import estimate as estimating
-from mhc_train.training.comparison import Comparison, Options, plan_comparison, read_comparison, trained
-from mhc_train.training.conclusion import conduct, raise_if_amiss
-from mhc_train.training.crew import settle
-from mhc_train.training.estimate import Estimate, estimate
-from mhc_train.training.forecast import forecast, in_words
-from mhc_train.training.ledger import Job, JobError, Ledger, raise_if_failed, raise_if_stopped
-from mhc_train.training.reporting import of_comparison, of_directories
-from mhc_train.training.sweep import create_sweep, read_sweep
-from mhc_train.training.trial import measure
 
 FAKE = (sys.executable, str(Path(__file__).parents[2] / "fake_fit.py"))
 SMALL = ("model.dim=16", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.ffn_dim=16", "train.device=cpu",

@@ -1,0 +1,1 @@
+"""Several trainings: sweeps and comparisons, what they will cost, where each job stands, and how they end."""
