@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,22 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}: {reason}. Free some space, or choose a writable place with runs_dir=DIR "
             "(run directories) or data.cache_dir=DIR (corpora and tokenizers)."
+        ) from error
+
+
+def make_output(output: Path) -> None:
+    """Make the directory that --output names, before time is spent on what is to be written there.
+
+    Raises:
+        StorageError: nothing can be written there.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"--output {output}: {error.strerror or error}. Name a directory that can be written to."
         ) from error
 
 

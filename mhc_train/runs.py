@@ -17,6 +17,8 @@ from mhc_train.files import read_json_lines, storage_errors, write_json, write_t
 
 GO_ON = {"sweep": "mhc-train fit -m --resume", "comparison": "mhc-train compare --resume"}
 """What goes on with each kind of directory that holds a ledger of runs."""
+STAMP = "%Y%m%d-%H%M%S"
+"""How a run directory's name begins."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,18 @@ class Run:
 
 def new_run_path(runs_dir: Path, name: str) -> Path:
     """A directory's name that nobody else has: `<date>-<time>-<name>-<6 hex>`."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    stamp = datetime.datetime.now().strftime(STAMP)
     return runs_dir / f"{stamp}-{name}-{secrets.token_hex(3)}"
+
+
+def age(path: Path) -> tuple[datetime.datetime, int]:
+    """When a directory was made, by its name or by a file that is written once; the file orders those of a second."""
+    once = path / "environment.json"
+    written = (once if once.exists() else path).stat().st_mtime_ns
+    try:
+        return datetime.datetime.strptime(path.name[: len("20260101-120000")], STAMP), written
+    except ValueError:
+        return datetime.datetime.fromtimestamp(written // 10**9), written
 
 
 def make_exclusively(path: Path) -> None:

@@ -186,12 +186,16 @@ class TrainConfig:
     device: str = "auto"
     """auto | cpu | cuda | mps."""
     precision: str = "auto"
-    """auto | float32 | bfloat16 (autocast; weights, streams and coefficients stay float32)."""
+    """auto | float32 | bfloat16 (autocast; weights and coefficients stay float32)."""
+    stream_precision: str = "float32"
+    """float32 | bfloat16: how the residual streams are kept, of the residual connection too; bfloat16 halves their
+    memory and traffic. Every map and every sum of streams is still computed in float32."""
     compile: bool = False
     """Compile the model with torch.compile."""
     recompute: str = "none"
-    """What the backward pass computes again instead of keeping it: none | auto (segments of sqrt(n L / (n + 2)) of all
-    L sublayers, as the mHC paper has it) | a number of sublayers a segment. Same gradients, less memory, more time."""
+    """What the backward pass computes again instead of keeping it: none | streams (all but every k-th state of the
+    streams, k = sqrt(n L / (n + 2)) of L sublayers as the mHC paper has it) | auto (whole segments of k sublayers:
+    saves more, takes more time) | a number of sublayers a segment. Same gradients."""
     threads: int = 0
     """Threads of the CPU backend; 0 leaves torch's own choice."""
     eval_every: int = 200

@@ -25,15 +25,37 @@ class Ended(BaseException):
     """A signal came, by its name; no handler of ordinary errors may hold it up."""
 
 
-@contextlib.contextmanager
-def ended_by_signals(error: Callable[[str], MhcTrainError]) -> Iterator[None]:
-    """Let any of them end what happens inside: it raises the error that is made of the signal's name."""
+class Interruption:
+    """Ends what happens by raising `Ended` when a signal comes, but at once only where it may."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Ended(signal.Signals(number).name)
+    def __init__(self) -> None:
+        self._received: str | None = None
+        self._held_back = False
 
-    try:
-        with handled_by(interrupt):
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self._received = signal.Signals(number).name
+        if not self._held_back:
+            raise Ended(self._received)
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """What happens inside is done to its end; a signal that came meanwhile is raised then."""
+        self._held_back = True
+        try:
             yield
+        finally:
+            self._held_back = False
+        if self._received:
+            raise Ended(self._received)
+
+
+@contextlib.contextmanager
+def ended_by_signals(error: Callable[[str], MhcTrainError]) -> Iterator[Interruption]:
+    """Let any of them end what happens inside: it raises the error that is made of the signal's name."""
+    interruption = Interruption()
+    try:
+        with handled_by(interruption):
+            yield interruption
     except Ended as caught:
         raise error(str(caught)) from None

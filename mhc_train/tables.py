@@ -65,6 +65,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
 
 
+def count(value: float | None) -> str:
+    """A whole number for people, its thousands apart; a dash where there is none."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
 def duration(seconds: float | None) -> str:
     """A time in the unit that suits it; `unknown` where there is none."""
     if seconds is None:

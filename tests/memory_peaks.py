@@ -13,7 +13,6 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from mhc_train.config.compose import compose
 from mhc_train.model import Transformer
-from mhc_train.model.recompute import segment_length
 from mhc_train.ranks import Ranks
 from mhc_train.schema import Config
 from mhc_train.training.device import choose_device
@@ -28,7 +27,7 @@ EAGER_FREEING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6
 def built(config: Config) -> tuple[Transformer, torch.optim.AdamW]:
     """The model and its optimizer, as a training makes them."""
     model = Transformer(config.model, config.connection, config.data.vocab_size)
-    model.recompute = segment_length(config.train.recompute, config.connection.streams, model.sublayers)
+    model.adapt(config.train)
     return model, build_optimizer(model, config.optim)
 
 

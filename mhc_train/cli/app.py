@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import mhc_train
+from mhc_train.cli.bench import bench
 from mhc_train.cli.checkpoint import checkpoint
 from mhc_train.cli.compare import compare
 from mhc_train.cli.data import data
@@ -31,6 +32,7 @@ app.command()(fit)
 app.command()(compare)
 app.command()(diagnose)
 app.command()(runs)
+app.command()(bench)
 app.add_typer(data, name="data")
 app.add_typer(checkpoint, name="checkpoint")
 

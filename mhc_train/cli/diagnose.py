@@ -146,7 +146,7 @@ def _at_init(
 ) -> list[dict[str, Any]]:
     """One document a configuration; without a word on the connection, of the two that tell the story."""
     from mhc_train.diagnostics.at_init import TOKENS, at_init
-    from mhc_train.training.jobs import check, multiply
+    from mhc_train.experiments.jobs import check, multiply
 
     asked = overrides if any("connection=" in text for text in overrides) else [*overrides, "connection=hc,mhc"]
     runs = multiply(asked, config_dir)

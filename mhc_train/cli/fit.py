@@ -1,7 +1,7 @@
 """`mhc-train fit`: train one model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -100,7 +100,7 @@ def fit(
             _print_plan(config, json)
         return
     asked = compose(given, config_name, config_dir) if path is None else None
-    from mhc_train.cli.output import number, print_json
+    from mhc_train.cli.output import count, print_json
     from mhc_train.training import fit as training
 
     if asked is None:
@@ -117,7 +117,7 @@ def fit(
     else:
         print(
             f"{summary['run']}: step {summary['steps']}, validation loss {summary['val_loss']:.4f}, "
-            f"{summary['val_bpb']:.4f} bits per byte, {number(summary['tokens_per_second'], 0)} tokens/s"
+            f"{summary['val_bpb']:.4f} bits per byte, {count(summary['tokens_per_second'])} tokens/s"
         )
 
 
@@ -144,10 +144,10 @@ def _print_plan(config: "Config", json: bool) -> None:
     print_table("Memory", ("of", "MiB"), [(part, _mebibytes(size)) for part, size in memory.items()])
     print_table(
         "Recomputation",
-        ("train.recompute", "sublayers a segment", "kept, MiB", "peak, MiB", "forward again"),
+        ("train.recompute", "computed again", "kept, MiB", "peak, MiB", "saves, MiB", "forward again"),
         [
-            (row["recompute"], str(row["sublayers"] or "-"), _mebibytes(row["activations"]), _mebibytes(row["peak"]),
-             f"{row['extra_forward']:.0%}")
+            (row["recompute"], _computed_again(row), _mebibytes(row["activations"]), _mebibytes(row["peak"]),
+             _mebibytes(row["saved"]), f"{row['extra_forward']:.1%}")
             for row in document["recompute"]
         ],
     )  # fmt: skip
@@ -164,6 +164,13 @@ def _print_plan(config: "Config", json: bool) -> None:
         f"{document['total_tokens']:,} tokens in all, {document['flops_per_token'] / 1e6:,.1f} MFLOP a token. "
         f"Device: {document['device']}"
     )
+
+
+def _computed_again(row: dict[str, Any]) -> str:
+    """What the backward pass makes a second time, in a few words."""
+    if row["streams_only"]:
+        return f"streams, from one state in {row['sublayers']}"
+    return f"segments of {row['sublayers']} sublayers" if row["sublayers"] else "-"
 
 
 def _mebibytes(size: int) -> str:

@@ -5,9 +5,9 @@ import os
 import sys
 from typing import Any
 
-from mhc_train.tables import duration, number, print_table
+from mhc_train.tables import count, duration, number, print_table
 
-__all__ = ["duration", "number", "print_json", "print_table"]
+__all__ = ["count", "duration", "number", "print_json", "print_table"]
 
 
 def print_json(document: Any) -> None:

@@ -17,6 +17,7 @@ CHOICES = {
     "optim.schedule": ("cosine", "constant", "linear", "steps"),
     "train.device": ("auto", "cpu", "cuda", "mps"),
     "train.precision": ("auto", "float32", "bfloat16"),
+    "train.stream_precision": ("float32", "bfloat16"),
     "train.parallel": ("auto", "none", "ddp", "fsdp", "hsdp"),
     "train.on_save_error": ("stop", "continue"),
     "train.on_nonfinite": ("stop", "skip"),
@@ -226,9 +227,9 @@ def _undefined(config: Config) -> Iterator[Problem]:
 def _recompute(config: Config) -> Iterator[Problem]:
     value = config.train.recompute
     is_number = value.isascii() and value.isdigit() and int(value) > 0
-    if value not in ("none", "auto") and not is_number:
+    if value not in ("none", "streams", "auto") and not is_number:
         mend = "Type train.recompute=none." if value == "0" else "Type train.recompute=auto."
-        yield Problem("train.recompute", value, "must be none, auto, or a number of sublayers from 1 on", mend)
+        yield Problem("train.recompute", value, "must be none, streams, auto, or a number of sublayers from 1 on", mend)
 
 
 def _batch(config: Config) -> Iterator[Problem]:

@@ -43,15 +43,33 @@ class HyperConnection(Connection):
         if not self.config.dynamic:
             return self._static_maps(streams)
         # Every stream by itself, as if each were a token: (batch, seq, sender, n + 2).
-        features = kernels.project(streams.float().unsqueeze(-2), self.theta, NORM_EPS).tanh()
-        pre = self.gate[0] * features[..., 0] + self.bias_pre
-        post = self.gate[1] * features[..., 1] + self.bias_post
-        res = self.gate[2] * features[..., 2:].transpose(-2, -1).flatten(-2) + self.bias_res
-        return Maps(pre, post, self.mixer(res))
+        return self._maps_of(kernels.project(streams.unsqueeze(-2), self.theta, NORM_EPS))
+
+    def fused(
+        self,
+        streams: Float[Tensor, "batch seq n C"],
+        write: kernels.Write | None,
+        pre: Float[Tensor, "batch seq n"] | None,
+    ) -> tuple[Float[Tensor, "batch seq n C"], Maps, Float[Tensor, "batch seq C"]]:
+        """Features and read weights come from the pass over the streams, the other maps from the features."""
+        if not self.config.dynamic:
+            maps = self._static_maps(streams)
+            written, x, _ = kernels.cross(streams, write, None, maps.pre if pre is None else pre)
+            return written, maps, x
+        reading = kernels.Reading(self.gate[0], self.bias_pre) if pre is None else pre
+        written, x, features = kernels.cross(streams, write, kernels.Projection(self.theta, NORM_EPS), reading)
+        return written, self._maps_of(features), x
 
     def mixing(self, streams: Float[Tensor, "batch seq n C"]) -> tuple[Mixer, Float[Tensor, "batch seq k"]]:
         """Its logits are the entries of H_res, which nothing constrains."""
         return self.mixer, self.maps(streams).res.flatten(-2)
+
+    def _maps_of(self, features: Float[Tensor, "batch seq n k"]) -> Maps:
+        features = features.tanh()
+        pre = self.gate[0] * features[..., 0] + self.bias_pre
+        post = self.gate[1] * features[..., 1] + self.bias_post
+        res = self.gate[2] * features[..., 2:].transpose(-2, -1).flatten(-2) + self.bias_res
+        return Maps(pre, post, self.mixer(res))
 
     def _static_maps(self, streams: Tensor) -> Maps:
         tokens = streams.shape[:2]

@@ -23,13 +23,14 @@ class ManifoldConnection(Connection):
     """
 
     name = "mhc"
+    fused_steps = (*Connection.fused_steps, "logits")
 
     def __init__(self, config: ConnectionConfig, dim: int, index: int, sublayers: int) -> None:
         super().__init__(config, dim, index, sublayers)
         keys = {**vars(config), "sublayers": sublayers}
         self.mixer = build_mixer(config.mixer, self.streams, keys, config.options)
         self.guarantees, self.renounced = self.mixer.guarantees, self.mixer.renounced
-        self.float64 = self.mixer.float64
+        self.float64, self.mixes = self.mixer.float64, self.mixer.mixes
         self.sizes = [size for size in (self.streams, self.streams, self.mixer.logits) if size]
         if config.dynamic:
             self.projection = nn.Parameter(torch.empty(sum(self.sizes), self.streams * dim).normal_(std=PROJECTION_STD))
@@ -42,7 +43,36 @@ class ManifoldConnection(Connection):
 
     def maps(self, streams: Float[Tensor, "batch seq n C"]) -> Maps:
         """The constrained maps of every token."""
-        pre, post, res = self.logits(streams).tensor_split([self.streams, 2 * self.streams], dim=-1)
+        return self._constrain(self.logits(streams))
+
+    def logits(self, streams: Float[Tensor, "batch seq n C"]) -> Float[Tensor, "batch seq k"]:
+        """The logits of pre, post and res, in this order: `gate (v projection) / r + bias`, r the RMS of all of v."""
+        if not self.config.dynamic:
+            return self.bias.expand(*streams.shape[:2], -1)
+        return self._gated(kernels.project(streams, self.projection, self.config.norm_eps))
+
+    def fused(
+        self,
+        streams: Float[Tensor, "batch seq n C"],
+        write: kernels.Write | None,
+        pre: Float[Tensor, "batch seq n"] | None,
+    ) -> tuple[Float[Tensor, "batch seq n C"], Maps, Float[Tensor, "batch seq C"]]:
+        """Logits and read weights come from the pass over the streams, the other maps from the logits."""
+        if not self.config.dynamic:
+            maps = self._constrain(self.bias.expand(*streams.shape[:2], -1))
+            written, x, _ = kernels.cross(streams, write, None, maps.pre if pre is None else pre)
+            return written, maps, x
+        projection = kernels.Projection(self.projection, self.config.norm_eps)
+        reading = kernels.Reading(self.gate[0], self.bias[: self.streams], self.config.read_eps) if pre is None else pre
+        written, x, features = kernels.cross(streams, write, projection, reading)
+        return written, self._constrain(self._gated(features)), x
+
+    def _gated(self, features: Float[Tensor, "batch seq k"]) -> Float[Tensor, "batch seq k"]:
+        gates = torch.cat([gate.expand(size) for gate, size in zip(self.gate, self.sizes, strict=True)])
+        return features * gates + self.bias
+
+    def _constrain(self, logits: Float[Tensor, "batch seq k"]) -> Maps:
+        pre, post, res = logits.tensor_split([self.streams, 2 * self.streams], dim=-1)
         config = self.config
         return Maps(
             _plus(pre.sigmoid(), config.read_eps),
@@ -50,24 +80,9 @@ class ManifoldConnection(Connection):
             self.mixer(res),
         )
 
-    def logits(self, streams: Float[Tensor, "batch seq n C"]) -> Float[Tensor, "batch seq k"]:
-        """The logits of pre, post and res, in this order: `gate (v projection) / r + bias`, r the RMS of all of v."""
-        if not self.config.dynamic:
-            return self.bias.expand(*streams.shape[:2], -1)
-        gates = torch.cat([gate.expand(size) for gate, size in zip(self.gate, self.sizes, strict=True)])
-        return kernels.project(streams.float(), self.projection, self.config.norm_eps) * gates + self.bias
-
     def mixing(self, streams: Float[Tensor, "batch seq n C"]) -> tuple[Mixer, Float[Tensor, "batch seq k"]] | None:
         """Its mixer and the logits of res."""
         return (self.mixer, self.logits(streams)[..., 2 * self.streams :]) if self.mixer.logits else None
-
-    def write(
-        self, streams: Float[Tensor, "batch seq n C"], output: Float[Tensor, "batch seq C"], maps: Maps
-    ) -> Float[Tensor, "batch seq n C"]:
-        """As every connection, without a product where nothing is mixed."""
-        if self.mixer.mixes:
-            return super().write(streams, output, maps)
-        return streams + maps.post.unsqueeze(-1) * output.unsqueeze(-2)
 
     def anneal(self, progress: float) -> None:
         """Move the write multiplier on its way from start to end."""

@@ -54,7 +54,7 @@ class Gated(ReadOut):
 
     def forward(self, streams: Streams, projected: Projected = None) -> Vector:
         """Weigh and add up."""
-        logits = kernels.project(streams.float(), self.projection, NORM_EPS) * self.gate + self.bias
+        logits = kernels.project(streams, self.projection, NORM_EPS) * self.gate + self.bias
         return kernels.read(streams, logits.sigmoid() + GATE_EPS)
 
 

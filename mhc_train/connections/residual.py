@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mhc_train.connections.interface import Connection, Maps
 from mhc_train.mixers import Guarantee, Law
+from mhc_train.mixers.interface import widen
 
 
 class Residual(Connection):
@@ -20,7 +21,7 @@ class Residual(Connection):
     def maps(self, streams: Float[Tensor, "batch seq n C"]) -> Maps:
         """1/n, 1 and the identity."""
         n = self.streams
-        ones = streams.new_ones(streams.shape[:-1])
+        ones = widen(streams.new_ones(streams.shape[:-1]))
         return Maps(ones / n, ones, torch.eye(n, dtype=ones.dtype, device=ones.device).expand(*ones.shape, n))
 
     def read(

@@ -52,7 +52,7 @@ def observe(
     """
     blocks = blocks.to(model.rotation.device)
     everything: list[_Seen] = []
-    with torch.enable_grad():
+    with torch.enable_grad(), model.path.step_by_step():  # also where the backward pass runs sublayers again
         # Kept here, not returned: a sharded model replaces the tensors that it returns by others.
         logits, _ = model(blocks[:, :-1], observe=lambda _, *what: everything.append(_Seen(*what)))
         *seen, end = everything

@@ -16,42 +16,36 @@ from torch.autograd.function import once_differentiable
 def project(
     streams: Float[Tensor, "*tokens n C"], weight: Float[Tensor, "k n*C"], eps: float
 ) -> Float[Tensor, "*tokens k"]:
-    """Linear features of all streams of a token, divided by their joint root mean square (arXiv 2512.24880, Eq. 7).
-
-    Args:
-        streams: float32.
-        weight: float32, input dimension n C with the stream varying slowest.
-        eps: added to the mean square.
-
-    Returns:
-        `weight v / sqrt(mean(v^2) + eps)`, v the token's n C numbers.
-    """
-    features: Tensor = _Project.apply(streams.flatten(-2).flatten(0, -2), weight, eps)
+    """`mhc_train.kernels.project`."""
+    features: Tensor = _Project.apply(streams.to(weight.dtype).flatten(-2).flatten(0, -2), weight, eps)
     return features.view(*streams.shape[:-2], weight.shape[0])
 
 
 def read(streams: Float[Tensor, "*tokens n C"], pre: Float[Tensor, "*tokens n"]) -> Float[Tensor, "*tokens C"]:
-    """What the sublayer sees: `sum_i pre[i] X[i]`."""
+    """`mhc_train.kernels.read`."""
     if torch.compiler.is_compiling():
-        return (pre.unsqueeze(-1) * streams).sum(-2)
-    x: Tensor = _Read.apply(streams.flatten(0, -3), pre.flatten(0, -2))
-    return x.view(*streams.shape[:-2], streams.shape[-1])
+        return (pre.unsqueeze(-1) * streams).sum(-2).to(streams.dtype)
+    x: Tensor = _Read.apply(streams.to(pre.dtype).flatten(0, -3), pre.flatten(0, -2))
+    return x.view(*streams.shape[:-2], streams.shape[-1]).to(streams.dtype)
 
 
 def write(
     streams: Float[Tensor, "*tokens n C"],
     output: Float[Tensor, "*tokens C"],
     post: Float[Tensor, "*tokens n"],
-    res: Float[Tensor, "*tokens n n"],
+    res: Float[Tensor, "*tokens n n"] | None,
 ) -> Float[Tensor, "*tokens n C"]:
-    """The streams after a sublayer: `X'[i] = sum_j res[i, j] X[j] + post[i] output`."""
+    """`mhc_train.kernels.write`."""
+    if res is None:
+        return (streams + post.unsqueeze(-1) * output.unsqueeze(-2)).to(streams.dtype)
     if torch.compiler.is_compiling():
         mixed = (res.unsqueeze(-1) * streams.unsqueeze(-3)).sum(-2)
-        return mixed + post.unsqueeze(-1) * output.unsqueeze(-2)
+        return (mixed + post.unsqueeze(-1) * output.unsqueeze(-2)).to(streams.dtype)
+    dtype = res.dtype
     written: Tensor = _Write.apply(
-        streams.flatten(0, -3), output.flatten(0, -2), post.flatten(0, -2), res.flatten(0, -3)
+        streams.to(dtype).flatten(0, -3), output.to(dtype).flatten(0, -2), post.flatten(0, -2), res.flatten(0, -3)
     )
-    return written.view(streams.shape)
+    return written.view(streams.shape).to(streams.dtype)
 
 
 class _Project(torch.autograd.Function):

@@ -1,6 +1,5 @@
 """Sinkhorn-Knopp: exp of the logits, then alternate normalisations of columns and rows (arXiv 2512.24880, Eq. 9)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mhc_train import kernels
 from mhc_train.mixers.exponential import ExponentialMixer
 from mhc_train.mixers.interface import ROUNDING, Guarantee, Law
 
@@ -60,19 +60,25 @@ def sinkhorn(
     Args:
         logits: any finite values, and -inf for entries that must be 0; a row or column that is -inf throughout has
             no doubly stochastic limit and gives NaN.
-        iterations: rounds of one column and one row normalisation.
+        iterations: rounds of one column and one row normalisation, at least 1.
         order: `columns_first` leaves the rows exact, `rows_first` the columns.
         eps: 0 is the paper's map; DeepSeek-V4 adds 1e-6 to the first softmax and to every denominator.
 
     Returns:
         Non-negative matrices; the side normalised last sums to 1 to rounding.
+
+    Raises:
+        ValueError: fewer iterations than 1.
     """
+    if iterations < 1:
+        raise ValueError(f"Sinkhorn's iterations must be 1 or more, not {iterations}")
+    fused = kernels.sinkhorn(logits, iterations, order == "columns_first", eps)
+    if fused is not None:
+        return fused
     # Tokens last: sums over n entries then run over contiguous tokens, five times faster on a CPU.
     tokens_last = logits.movedim((-2, -1), (0, 1)).contiguous()
-    # Of sums over so few entries the compiler for CPUs makes loops five times slower than the rounds written out here.
-    opaque = torch.compiler.is_compiling() and logits.device.type == "cpu"
-    project: Callable[..., Tensor] = _opaque_project if opaque else _Rounds.apply
-    return project(tokens_last, iterations, *ORDERS[order], eps).movedim((0, 1), (-2, -1))
+    projected: Tensor = _Rounds.apply(tokens_last, iterations, *ORDERS[order], eps)
+    return projected.movedim((0, 1), (-2, -1))
 
 
 def _project(logits: Tensor, iterations: int, first: int, second: int, eps: float) -> Tensor:
@@ -100,31 +106,14 @@ def _project_backward(gradient: Tensor, logits: Tensor, iterations: int, first: 
 class _Rounds(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *how: Any) -> Tensor:
-        _keep(ctx, (logits, *how), logits)
+        ctx.save_for_backward(logits)
+        ctx.how = how
         return _project(logits, *how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return _project_backward(gradients[0], *ctx.saved_tensors, *ctx.how), None, None, None, None
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.how = inputs[1:]
-
-
-def _opaque_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return _opaque_project_backward(gradient, *ctx.saved_tensors, *ctx.how), None, None, None, None
-
-
-_opaque_project = torch.library.custom_op("mhc_train::sinkhorn", _project, mutates_args=())
-_opaque_project.register_fake(lambda logits, *how: torch.empty_like(logits, memory_format=torch.contiguous_format))
-_opaque_project.register_autograd(_opaque_backward, setup_context=_keep)
-_opaque_project_backward = torch.library.custom_op("mhc_train::sinkhorn_backward", _project_backward, mutates_args=())
-_opaque_project_backward.register_fake(
-    lambda gradient, logits, *how: torch.empty_like(logits, memory_format=torch.contiguous_format)
-)
 
 
 def _axes(iterations: int, first: int, second: int, eps: float) -> list[int]:

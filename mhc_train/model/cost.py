@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from mhc_train.model.recompute import Segments
 from mhc_train.model.transformer import Transformer
 
 
@@ -32,7 +33,16 @@ def training_flops_per_token(model: Transformer, seq_len: int) -> int:
     return 3 * (2 * (weights + output) + attention + connections)
 
 
-def recomputed_share(model: Transformer, seq_len: int) -> float:
-    """What running every segment again adds to a step, as a share of one forward pass: all but the output head."""
-    head = 2 * model.vocab_size * model.config.dim
-    return 1 - 3 * head / training_flops_per_token(model, seq_len)
+def recomputed_share(model: Transformer, segments: Segments, seq_len: int) -> float:
+    """What recomputation adds to a step, as a share of one forward pass's operations.
+
+    Segments that run again are all but the output head. Streams are rebuilt by a write, 2 n C (n + 1) operations, for
+    every state but the first of each segment.
+    """
+    forward = training_flops_per_token(model, seq_len) / 3
+    if not segments.length:
+        return 0.0
+    if not segments.streams_only:
+        return 1 - 2 * model.vocab_size * model.config.dim / forward
+    n, rebuilt = model.path.streams, model.sublayers - -(-model.sublayers // segments.length)
+    return rebuilt * 2 * n * model.config.dim * (n + 1) / forward

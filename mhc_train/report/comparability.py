@@ -68,6 +68,11 @@ def _hardware(record: RunRecord) -> Any:
     return {key: record.environment.get(key) for key in keys} if record.environment else None
 
 
+def _stream_precision(record: RunRecord) -> Any:
+    # Runs from before there was a choice kept them in float32.
+    return record.config.get("train", {}).get("stream_precision", "float32") if record.config else None
+
+
 REQUIREMENTS = (
     Requirement("validation set", _status("validation_sha256"), "losses are over different text"),
     Requirement("tokenizer", _status("tokenizer_sha256"), "a token does not mean the same"),
@@ -101,6 +106,12 @@ REQUIREMENTS = (
     Requirement("batch", _section("train", "train.batch_tokens"), "the batches differ"),
     Requirement(
         "precision", _status("precision"), "they were computed in different precision", follows=("train.precision",)
+    ),
+    Requirement(
+        "precision of the streams",
+        _stream_precision,
+        "their residual streams were rounded differently",
+        follows=("train.stream_precision",),
     ),
     Requirement("code", _code, "the code differs", decisive=False),
     Requirement("hardware", _hardware, "speeds and memory are not comparable", decisive=False),

@@ -1,7 +1,6 @@
 """What runs have come to, read from the ends of their files: quick, however many there are and however long."""
 
 import contextlib
-import datetime
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,12 +11,11 @@ from typing import Any
 from mhc_train.errors import CheckpointError
 from mhc_train.files import is_locked, json_lines_from_end
 from mhc_train.report.readings import largest
-from mhc_train.runs import GO_ON, Run
+from mhc_train.runs import GO_ON, Run, age
 
 STATES = ("running", "done", "failed", "stopped", "dead", "starting", "broken")
 """What a status says, but: dead, where it says running and no process is; starting, before there is one; broken, where
 a file cannot be read."""
-STAMP = "%Y%m%d-%H%M%S"
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def listed(paths: list[Path]) -> list[Entry]:
         CheckpointError: a path is no directory.
     """
     found = dict.fromkeys(path for given in paths for path in _below(given))
-    return [_look(path) for path in sorted(found, key=_age, reverse=True)]
+    return [_look(path) for path in sorted(found, key=age, reverse=True)]
 
 
 def _below(path: Path) -> list[Path]:
@@ -92,19 +90,9 @@ def _members(path: Path) -> list[Path]:
     return [Path(name) for name in names if _is_entry(Path(name))]
 
 
-def _age(path: Path) -> tuple[datetime.datetime, int]:
-    """When a directory was made, by its name or by a file that is written once; the file orders those of a second."""
-    once = path / "environment.json"
-    written = (once if once.exists() else path).stat().st_mtime_ns
-    try:
-        return datetime.datetime.strptime(path.name[: len("20260101-120000")], STAMP), written
-    except ValueError:
-        return datetime.datetime.fromtimestamp(written // 10**9), written
-
-
 def _look(path: Path) -> Entry:
     """A directory's entry; whatever is wrong with its files, it is one, so that the others are listed."""
-    entry = Entry(path.name, str(path), "run", "broken", _age(path)[0].isoformat())
+    entry = Entry(path.name, str(path), "run", "broken", age(path)[0].isoformat())
     try:
         return _group(entry, Run(path)) if (path / "ledger.json").exists() else _single(entry, Run(path))
     except CheckpointError as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mhc_train.report.readings import worst_gain
 from mhc_train.report.summary import difference_lines
-from mhc_train.tables import number, print_table
+from mhc_train.tables import count, number, print_table
 
 COLUMNS = ("arm", "params", "val loss", "bits/byte", "tokens/s", "step time", "peak memory", "composite gain (max)")
 
@@ -27,7 +27,7 @@ def _row(arm: dict[str, Any]) -> tuple[str, ...]:
         "-" if arm["params"] is None else f"{arm['params'] / 1e6:.2f} M",
         number(arm["val_loss"], 4),
         number(arm["val_bpb"], 4),
-        number(arm["tokens_per_second"], 0),
+        count(arm["tokens_per_second"]),
         number(arm["relative_step_time"], 2),
         "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
         number(worst_gain(arm, "forward")),

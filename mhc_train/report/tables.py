@@ -138,12 +138,7 @@ def costs(document: Document) -> Table:
         _row("FLOPs per token", "forward and backward", arms, lambda arm: count(arm["flops_per_token"])),
         _row("tokens per second", f"{medians}{shared}", arms, lambda arm: rate(arm["tokens_per_second"])),
         _row("step time", f"over {document['reference']}'s, {medians}{shared}", arms, _step_time),
-        _row(
-            "training time",
-            f"without validation, median over seeds{shared}",
-            arms,
-            lambda arm: duration(arm["seconds"]),
-        ),
+        _row("training time", f"without validation, median over seeds{shared}", arms, _training_time),
         _row("peak memory", f"{counted_memory}, largest of all seeds", arms, lambda arm: memory(arm["peak_memory"])),
     ]
     return oriented(Table("Size, speed and memory", [arm["name"] for arm in arms], rows, arms=True))

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from mhc_train.model import Transformer
-from mhc_train.model.recompute import segment_length
 from mhc_train.schema import Config
 from mhc_train.training.device import Device
 from mhc_train.training.optimizer import build_optimizer
@@ -79,7 +78,7 @@ def estimate_memory(config: Config, device: Device) -> Memory:
     with FakeTensorMode(), LiveBytes() as count:
         # Sinkhorn's rounds would take most of the time here, and have next to no memory.
         model = Transformer(config.model, replace(config.connection, iterations=1), config.data.vocab_size)
-        model.recompute = segment_length(train.recompute, config.connection.streams, model.sublayers)
+        model.adapt(train)
         weights = count.live
         optimizer = build_optimizer(model, config.optim)
         _fill_gradients(model)
@@ -124,7 +123,7 @@ def shard(memory: Memory, model: Transformer, devices: int) -> Shards:
     """
     sublayers = [_size(half) for layer in zip(model.attention, model.feedforward, strict=True) for half in layer]
     rest = _size(model) - sum(sublayers)
-    at_once = max(1, model.recompute) + 1
+    at_once = (1 if model.recompute.streams_only else max(1, model.recompute.length)) + 1
     window = max(sum(sublayers[first : first + at_once]) for first in range(len(sublayers)))
     states = memory.weights + memory.gradients + memory.optimizer
     return Shards(devices, -(-states // devices), 2 * rest + window + max(sublayers), memory.transient)

@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 from mhc_train.console import say
 from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, recomputed_share, training_flops_per_token
-from mhc_train.model.recompute import segment_length
+from mhc_train.model.recompute import segments
 from mhc_train.schema import Config
 from mhc_train.training.device import Device, choose_device
 from mhc_train.training.memory import Memory, estimate_memory, shard
@@ -23,11 +23,11 @@ def plan(config: Config) -> dict[str, Any]:
     device = choose_device(config.train, only_planned=True)
     train, seq_len = config.train, config.data.seq_len
     skeleton = skeleton_of(config)
-    skeleton.recompute = segment_length(train.recompute, config.connection.streams, skeleton.sublayers)
+    skeleton.recompute = segments(train.recompute, skeleton.path.streams, skeleton.sublayers)
     parameters = parameters_by_part(skeleton)
     say("Estimating memory, by a step on tensors without content for each of several ways to recompute.")
     memories = _memories(config, device)
-    chosen = memories[train.recompute]
+    chosen, without = memories[train.recompute], memories["none"].peak
     shards = [shard(chosen, skeleton, devices) for devices in DEVICES]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -38,7 +38,7 @@ def plan(config: Config) -> dict[str, Any]:
         "total_tokens": train.batch_tokens * train.steps,
         "flops_per_token": training_flops_per_token(skeleton, seq_len),
         "memory": asdict(chosen),
-        "recompute": [_choice(choice, memory, skeleton, seq_len) for choice, memory in memories.items()],
+        "recompute": [_choice(choice, memory, without, skeleton, seq_len) for choice, memory in memories.items()],
         "sharded": [asdict(each) | {"peak": each.peak} for each in shards],
     }
 
@@ -51,20 +51,24 @@ def skeleton_of(config: Config) -> Transformer:
 
 def _memories(config: Config, device: Device) -> dict[str, Memory]:
     """The memory of a step by choice of `train.recompute`: the configured one and those that it is compared with."""
-    choices = dict.fromkeys(("none", "auto", "1", config.train.recompute))
+    rebuilt = () if config.connection.streams == 1 else ("streams",)
+    choices = dict.fromkeys(("none", *rebuilt, "auto", "1", config.train.recompute))
     return {
         choice: estimate_memory(replace(config, train=replace(config.train, recompute=choice)), device)
         for choice in choices
     }
 
 
-def _choice(choice: str, memory: Memory, skeleton: Transformer, seq_len: int) -> dict[str, Any]:
-    length = segment_length(choice, skeleton.path.streams, skeleton.sublayers)
+def _choice(choice: str, memory: Memory, without: int, skeleton: Transformer, seq_len: int) -> dict[str, Any]:
+    """A way to recompute; `without` is the peak without any."""
+    cut = segments(choice, skeleton.path.streams, skeleton.sublayers)
     return {
         "recompute": choice,
-        "sublayers": length,
+        "sublayers": cut.length,
+        "streams_only": cut.streams_only,
         "activations": memory.activations,
         "transient": memory.transient,
         "peak": memory.peak,
-        "extra_forward": recomputed_share(skeleton, seq_len) if length else 0.0,
+        "saved": without - memory.peak,
+        "extra_forward": recomputed_share(skeleton, cut, seq_len),
     }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.distributed import DistError
 
+from mhc_train import kernels
 from mhc_train.checkpoints import Checkpoint, Keep
 from mhc_train.console import say
 from mhc_train.data import Corpus, order_fingerprint, skipped_documents
@@ -27,7 +28,6 @@ from mhc_train.model import Transformer
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
 from mhc_train.model.generate import continuation
 from mhc_train.model.initialise import backbone_fingerprint
-from mhc_train.model.recompute import segment_length
 from mhc_train.ranks import Ranks
 from mhc_train.runs import Run
 from mhc_train.schema import Config
@@ -66,6 +66,7 @@ class Opened:
 def carry_out(opened: Opened, model: Transformer, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Train a new model, or go on from a checkpoint with its skeleton; returns the run's summary."""
     config, device = opened.config, opened.device
+    model.adapt(config.train)
     facts = _facts(opened, model)
     if checkpoint is not None:
         del facts["backbone_fingerprint"]  # of the weights at the start, which the status has
@@ -75,6 +76,7 @@ def carry_out(opened: Opened, model: Transformer, checkpoint: Checkpoint | None)
         opened.record("running", **facts)
         say(f"Run {opened.run.path}")
         say(f"Device {device.reason}; {opened.ranks.world} process{'es' if opened.ranks.world > 1 else ''}")
+        say(f"Kernels {facts['kernels']}")
         session = _session(opened, model, checkpoint, stop)
         try:
             _train(session, opened)
@@ -143,13 +145,14 @@ def _train(session: Session, opened: Opened) -> None:
 
 def _facts(opened: Opened, model: Transformer) -> dict[str, Any]:
     """What a comparison needs to know of a run, whatever becomes of it."""
-    config, corpus = opened.config, opened.corpus
+    config, corpus, device, path = opened.config, opened.corpus, opened.device, model.path
     return {
         "seed": config.seed,
         "connection": config.connection.title,
         "streams": config.connection.streams,
         "steps": config.train.steps,
-        "precision": str(opened.device.dtype).removeprefix("torch."),
+        "kernels": kernels.describe(device.device, path.stream_dtype, path.streams, config.model.dim),
+        "precision": str(device.dtype).removeprefix("torch."),
         "processes": opened.ranks.world,
         "parameters": parameters_by_part(model),
         "flops_per_token": training_flops_per_token(model, config.data.seq_len),
@@ -175,8 +178,10 @@ def _data_facts(session: Session) -> dict[str, Any]:
 def _session(opened: Opened, model: Transformer, checkpoint: Checkpoint | None, stop: StopRequest) -> Session:
     config, device, ranks = opened.config, opened.device, opened.ranks
     check_float64(device, model.path.float64)
-    model.recompute = segment_length(config.train.recompute, config.connection.streams, model.sublayers)
     parallel = lay_out(model, config, ranks, device.device)
+    # A sharded model is not compiled in one piece: its shards are gathered between the pieces.
+    if recomputation := model.recompute.described(config.train.compile and not parallel.sharded):
+        say(recomputation)
     optimizer = build_optimizer(model, config.optim)
     # Nothing draws from torch's generator but a connection of one's own; then ranks must not draw the same.
     torch.manual_seed(config.seed + ranks.rank)

@@ -6,7 +6,7 @@ from mhc_train.checkpoints import Checkpoint, load_checkpoint
 from mhc_train.config.compose import fingerprint
 from mhc_train.console import say
 from mhc_train.errors import CheckpointError
-from mhc_train.runs import Run
+from mhc_train.runs import Run, age
 from mhc_train.schema import Config
 
 
@@ -34,12 +34,6 @@ def unfinished(config: Config) -> Checkpoint | Run | None:
 
 
 def newest_first(runs_dir: Path) -> list[Run]:
-    """Every run directory; their names begin with the second in which they were made."""
+    """Every run directory."""
     found = (path for path in runs_dir.iterdir() if (path / "config.yaml").is_file()) if runs_dir.is_dir() else ()
-    return [Run(path) for path in sorted(found, key=_age, reverse=True)]
-
-
-def _age(path: Path) -> tuple[str, int]:
-    """Orders runs; those of the same second by a file that is written once."""
-    once = path / "environment.json"
-    return path.name[: len("20260101-120000")], once.stat().st_mtime_ns if once.exists() else 0
+    return [Run(path) for path in sorted(found, key=age, reverse=True)]

@@ -68,7 +68,10 @@ def assert_alike(run: Path, expected: Path) -> None:
     assert statuses[0]["order_fingerprint"] == statuses[1]["order_fingerprint"]
 
 
-@pytest.mark.parametrize(("kind", "recompute"), [("ddp", "1"), ("fsdp", "none"), ("fsdp", "3"), ("hsdp", "auto")])
+@pytest.mark.parametrize(
+    ("kind", "recompute"),
+    [("ddp", "1"), ("ddp", "streams"), ("fsdp", "none"), ("fsdp", "3"), ("fsdp", "streams"), ("hsdp", "auto")],
+)
 def test_two_processes_train_as_one(kind: str, recompute: str, place: Path, straight: Path) -> None:
     arguments = ("fit", *overrides(place), *MORE, f"train.parallel={kind}", f"train.recompute={recompute}")
     found = together(place, 2, command(*arguments), local=1 if kind == "hsdp" else 2)

@@ -235,6 +235,8 @@ def test_dry_run_trains_nothing(
     assert plan["parameters"]["total"] == sum(n for part, n in plan["parameters"].items() if part != "total")
     assert plan["tokens_per_step"] == 256 and plan["accumulation"] == 2 and plan["memory"]["activations"] > 0
     assert run_command(monkeypatch, "fit", "model=27b", "model.layers=2", "train.recompute=auto", "--dry-run") == 0
+    table = capsys.readouterr().out
+    assert "streams, from one state in 2" in table and "segments of 2 sublayers" in table
     assert not (tmp_path / "runs").exists()
 
 
@@ -257,13 +259,21 @@ def test_every_documented_override_composes(
     """Each command of the README, the page on data and --help that starts from overrides, as far as its plan."""
     import shlex
 
+    from mhc_train.bench.arms import plan
     from mhc_train.config.compose import compose
-    from mhc_train.training.comparison import plan_comparison
-    from mhc_train.training.sweep import plan_sweep
+    from mhc_train.experiments.comparison import plan_comparison
+    from mhc_train.experiments.sweep import plan_sweep
 
-    names = ("README.md", "docs/data.md", "docs/sweeps.md", "docs/comparing.md", "docs/stress.md")
+    names = (
+        "README.md",
+        "docs/data.md",
+        "docs/sweeps.md",
+        "docs/comparing.md",
+        "docs/stress.md",
+        "docs/performance.md",
+    )
     pages = [(REPOSITORY / name).read_text() for name in names]
-    for command in (("fit",), ("compare",), ("data", "prepare"), ("data", "inspect")):
+    for command in (("fit",), ("compare",), ("data", "prepare"), ("data", "inspect"), ("bench",)):
         monkeypatch.setenv("COLUMNS", "300")
         run_command(monkeypatch, *command, "--help")
         pages.append(capsys.readouterr().out)
@@ -271,13 +281,15 @@ def test_every_documented_override_composes(
     lines = dict.fromkeys(line for page in pages for line in commands_of(page.replace("│", "")))
     for words in map(shlex.split, lines):
         arguments = [word for word in words[2:] if "=" in word]
-        if words[1] not in ("fit", "compare", "data") or "--resume" in words or not arguments:
+        if words[1] not in ("fit", "compare", "data", "bench") or "--resume" in words or not arguments:
             continue
         seen += 1
         if words[1] == "compare":
             assert len(plan_comparison(arguments, "config", None).arms) > 1
         elif "-m" in words:
             assert len(plan_sweep(arguments, "config", None).jobs) > 1
+        elif words[1] == "bench":
+            assert len(plan([word for word in arguments if " " not in word], [], False, "config", None)) > 1
         else:
             compose(arguments)
     assert seen >= 12

@@ -9,8 +9,8 @@ import pytest
 from mhc_train.config.compose import amend, compose, from_dict, groups, to_yaml
 from mhc_train.config.validate import CHOICES, NOT_NEGATIVE, POSITIVE, validate, value_of
 from mhc_train.errors import ConfigError
+from mhc_train.experiments.arms import plan_arms, with_default_arms
 from mhc_train.schema import Config, ConnectionConfig, key_names
-from mhc_train.training.arms import plan_arms, with_default_arms
 
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 
@@ -91,7 +91,7 @@ def test_what_recompute_cannot_be_is_said_with_what_it_can(value: str) -> None:
 
 
 def test_recompute_is_a_word_or_a_number_and_may_change_on_resume() -> None:
-    for value in ("none", "auto", "3"):
+    for value in ("none", "streams", "auto", "3"):
         assert compose([f"train.recompute={value}"]).train.recompute == value
         assert amend(compose(), [f"train.recompute={value}"]).train.recompute == value
 

@@ -15,6 +15,7 @@ from mhc_train.diagnostics import measure, observe
 from mhc_train.diagnostics.watch import LEFT_OUT, Watch, line
 from mhc_train.model import Transformer
 from mhc_train.model.initialise import initial_path
+from mhc_train.model.recompute import KEEP_ALL, Segments
 from mhc_train.ranks import Ranks
 from mhc_train.schema import Config, ModelConfig, TrainConfig
 from mhc_train.training.device import choose_device
@@ -24,10 +25,11 @@ from mhc_train.training.step import accumulate_gradients
 MODEL = ModelConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=64, max_seq_len=32)
 BATCH = torch.randint(32, (6, 17), generator=torch.Generator().manual_seed(0))
 CPU = choose_device(TrainConfig(device="cpu"))
+CUTS = (Segments(3), Segments(3, streams_only=True))
 OPTIONS = pytest.mark.parametrize("option", ["residual", "hc", "mhc", "mhc_single_pass", "mhc_newton"])
 
 
-def random_model(option: str, recompute: int = 0) -> Transformer:
+def random_model(option: str, recompute: Segments = KEEP_ALL) -> Transformer:
     """All maps depend on the token."""
     model = Transformer(MODEL, compose([f"connection={option}"]).connection, 32, seed=5)
     model.recompute = recompute
@@ -81,8 +83,8 @@ def test_a_look_is_the_measurement_of_the_first_tokens_without_gradients(option:
 
 
 @OPTIONS
-@pytest.mark.parametrize("recompute", [0, 3])
-def test_gradients_are_the_same_to_the_last_bit(option: str, recompute: int) -> None:
+@pytest.mark.parametrize("recompute", [KEEP_ALL, *CUTS])
+def test_gradients_are_the_same_to_the_last_bit(option: str, recompute: Segments) -> None:
     unseen, seen = random_model(option, recompute), random_model(option, recompute)
     losses = [
         accumulate_gradients(lay_out(model, Config(), Ranks()), BATCH, 2, CPU, watch)
@@ -94,16 +96,25 @@ def test_gradients_are_the_same_to_the_last_bit(option: str, recompute: int) -> 
 
 
 @OPTIONS
-def test_with_recomputation_the_same_is_seen(option: str) -> None:
-    assert looked(random_model(option, 3), option) == looked(random_model(option), option)
+@pytest.mark.parametrize("recompute", CUTS)
+def test_with_recomputation_the_same_is_seen(option: str, recompute: Segments) -> None:
+    assert looked(random_model(option, recompute), option) == looked(random_model(option), option)
 
 
-SLOW = [pytest.param("mhc", recompute, marks=pytest.mark.slow) for recompute in (0, 3)]  # a compilation each
+@OPTIONS
+def test_with_rebuilt_streams_a_measurement_with_gradients_is_the_same(option: str) -> None:
+    model = random_model(option)
+    expected = measure(observe(model, BATCH[:2]))
+    model.recompute = CUTS[1]
+    assert measure(observe(model, BATCH[:2])) == expected
 
 
-@pytest.mark.parametrize(("option", "recompute"), [("mhc_single_pass", 3), *SLOW])
+SLOW = [pytest.param("mhc", cut, marks=pytest.mark.slow) for cut in (KEEP_ALL, *CUTS)]  # a compilation each
+
+
+@pytest.mark.parametrize(("option", "recompute"), [("mhc_single_pass", CUTS[0]), *SLOW])
 def test_a_compiled_step_is_seen_without_a_break_and_compiled_once(
-    option: str, recompute: int, monkeypatch: pytest.MonkeyPatch
+    option: str, recompute: Segments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks cannot be traced
     eager, model = looked(random_model(option), option), random_model(option, recompute)

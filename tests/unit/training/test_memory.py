@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mhc_train.config.compose import compose
+from mhc_train.model.recompute import KEEP_ALL, Segments
 from mhc_train.schema import Config
 from mhc_train.training.device import choose_device
 from mhc_train.training.memory import LiveBytes, Memory, estimate_memory, shard
@@ -34,6 +35,8 @@ def estimated(config: Config) -> Memory:
     [
         ("connection=residual",),
         ("connection=hc", "train.recompute=auto"),
+        ("connection=hc", "train.recompute=streams", "model.layers=4", "train.precision=bfloat16"),
+        ("connection=mhc", "train.recompute=streams", "model.layers=4", ACCUMULATED),
         ("connection=mhc", "train.recompute=2", "train.precision=bfloat16", "model.tie_embeddings=false", ACCUMULATED),
         ("connection=mhc_single_pass", "train.recompute=auto", "model.document_mask=true"),
     ],
@@ -73,7 +76,12 @@ def test_gradients_that_are_there_before_the_step_raise_its_peak() -> None:
 def test_the_plan_compares_choices_and_shards() -> None:
     document = plan(composed("train.recompute=3", ACCUMULATED))
     rows = {row["recompute"]: row for row in document["recompute"]}
-    assert list(rows) == ["none", "auto", "1", "3"] and [row["sublayers"] for row in rows.values()] == [0, 2, 1, 3]
+    assert list(rows) == ["none", "streams", "auto", "1", "3"]
+    assert [row["sublayers"] for row in rows.values()] == [0, 2, 2, 1, 3]
+    assert [name for name, row in rows.items() if row["streams_only"]] == ["streams"]
+    assert all(row["saved"] == rows["none"]["peak"] - row["peak"] for row in rows.values())
+    assert rows["auto"]["saved"] > rows["streams"]["saved"] > 0
+    assert 0 < rows["streams"]["extra_forward"] < 0.02
     assert rows["none"]["extra_forward"] == 0 and 0.5 < rows["3"]["extra_forward"] < 1
     assert rows["3"]["activations"] < rows["1"]["activations"] < rows["none"]["activations"]
     memory = document["memory"]
@@ -88,9 +96,11 @@ def test_a_segment_that_runs_again_is_gathered_whole() -> None:
     memory, (model, _) = estimated(composed()), memory_peaks.built(composed())
     attention, feedforward = 128 * 256 * 4 + 128 * 128 * 4, 3 * 128 * 344 * 4
     gathered = []
-    for model.recompute in (0, 1, 2, 4):
+    for model.recompute in (KEEP_ALL, Segments(1), Segments(2), Segments(4)):
         gathered.append(shard(memory, model, 8).gathered)
     assert gathered == sorted(gathered) and gathered[0] == gathered[1]
+    model.recompute = Segments(4, streams_only=True)  # which runs no sublayer again
+    assert shard(memory, model, 8).gathered == gathered[0]
     assert gathered[2] - gathered[1] == feedforward and gathered[3] - gathered[2] == attention
 
 

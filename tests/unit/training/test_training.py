@@ -1,6 +1,7 @@
 """The parts of a training: gradients of a global batch, decay, schedule, checkpoints."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mhc_train.errors import ConfigError
 from mhc_train.files import append_json_line, read_json_lines
 from mhc_train.model import Transformer
 from mhc_train.model.cost import recomputed_share, training_flops_per_token
+from mhc_train.model.recompute import KEEP_ALL, Segments
 from mhc_train.ranks import Ranks
 from mhc_train.schema import Config, ConnectionConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mhc_train.training.device import Device, check_float64, choose_device, loader_workers
@@ -136,7 +138,16 @@ def test_cost_counts_the_products_that_are_made() -> None:
     weights = sum(p.numel() for n, p in subject.named_parameters() if p.ndim == 2)  # the tied embedding is the head
     assert training_flops_per_token(subject, 8) == 6 * weights + 3 * (2 * 8 * 16) + 3 * 2 * 16
     # Running it again leaves out the head.
-    assert recomputed_share(subject, 8) == pytest.approx(1 - 6 * 32 * 16 / training_flops_per_token(subject, 8))
+    whole = training_flops_per_token(subject, 8)
+    assert recomputed_share(subject, Segments(2), 8) == pytest.approx(1 - 6 * 32 * 16 / whole)
+    assert recomputed_share(subject, KEEP_ALL, 8) == 0
+
+
+def test_streams_are_rebuilt_by_a_write_each() -> None:
+    """Two streams of 16, four sublayers, every third state kept: two writes of 2 x 2 + 2 products of 16 numbers."""
+    subject = Transformer(replace(MODEL, layers=2), ConnectionConfig(kind="mhc", streams=2), 32)
+    share = recomputed_share(subject, Segments(3, streams_only=True), 8)
+    assert share == pytest.approx(2 * (2 * 6 * 16) / (training_flops_per_token(subject, 8) / 3))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Which kernels the streams' arithmetic takes, and why: chosen once for a device, a precision and a shape."""
+
+import os
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from mhc_train.console import say
+from mhc_train.errors import ConfigError
+
+EAGER, COMPILED, TRITON = "eager", "compiled", "triton"
+VARIABLE = "MHC_KERNELS"
+"""The environment variable that overrides the choice."""
+
+
+class Choice(NamedTuple):
+    """A path and the reason for it."""
+
+    path: str
+    """eager (torch's own operators) | compiled (C++ for this machine's CPU) | triton (CUDA GPUs)."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def choose(device: torch.device, dtype: torch.dtype, streams: int, dim: int) -> Choice:
+    """The kernels for streams of this kind.
+
+    Args:
+        device: that the streams are on.
+        dtype: of the streams.
+        streams: n.
+        dim: C.
+
+    Raises:
+        ConfigError: MHC_KERNELS names no path.
+    """
+    return _choose(os.environ.get(VARIABLE) or None, device.type, dtype, streams, dim)
+
+
+@torch.compiler.assume_constant_result
+def chosen(device: str, dtype: torch.dtype, streams: int, dim: int) -> str:
+    """The path alone, by the device's type; the compiler takes it for a constant."""
+    return _choose(os.environ.get(VARIABLE) or None, device, dtype, streams, dim).path
+
+
+@cache
+def _choose(wanted: str | None, device: str, dtype: torch.dtype, streams: int, dim: int) -> Choice:
+    if wanted not in (None, EAGER, COMPILED, TRITON):
+        raise ConfigError(f"{VARIABLE} = {wanted!r}: take {EAGER}, {COMPILED} or {TRITON}, or unset it")
+    if wanted == EAGER:
+        return Choice(EAGER, f"{VARIABLE} asks for it")
+    if streams == 1:
+        return Choice(EAGER, "one stream needs no kernel")
+    path = wanted or {"cpu": COMPILED, "cuda": TRITON}.get(device)
+    if path is None:
+        return Choice(EAGER, f"there are no kernels for {device}")
+    lacking = _lacking(path, device, dtype, streams, dim)
+    if lacking is None:
+        return Choice(path, f"{VARIABLE} asks for it" if wanted else _strength(path))
+    if wanted:
+        say(f"{VARIABLE}={wanted} is not possible: {lacking}. Taking the eager path.")
+    return Choice(EAGER, lacking)
+
+
+def _lacking(path: str, device: str, dtype: torch.dtype, streams: int, dim: int) -> str | None:
+    """Why a path cannot be taken; None if it can."""
+    if path == COMPILED:
+        from mhc_train.kernels import native
+
+        return native.lacking(device, dtype, streams, dim)
+    try:
+        from mhc_train.kernels import triton
+    except ImportError as error:
+        return f"triton cannot be imported ({error})"
+    if device != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        return f"Triton's kernels run on GPUs, not on {device} (but slowly, for tests, with TRITON_INTERPRET=1)"
+    return triton.supports(streams, dim, dtype)
+
+
+def _strength(path: str) -> str:
+    return "one pass over the streams in C++" if path == COMPILED else "one pass over the streams on the GPU"

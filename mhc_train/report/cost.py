@@ -1,0 +1,179 @@
+"""What a benchmark of connections has measured, as tables, Markdown and a picture."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mhc_train.files import write_json, write_text
+from mhc_train.report.charts import STYLE
+from mhc_train.report.charts.drawing import COLOURS
+
+Document = dict[str, Any]
+"""What `mhc_train.bench` makes."""
+Rows = list[list[str]]
+
+ARMS = (
+    "connection",
+    "step",
+    "of the baseline's",
+    "quartiles",
+    "by traffic",
+    "CPU time",
+    "tokens/s",
+    "memory",
+    "of its",
+)
+OPERATORS = ("connection", "operator", "pass", "time", "moved", "of a copy's speed")
+NAMES = {"read": "read", "write": "write", "cross": "crossing"}
+BAR = 0.36
+"""Height of a bar, of a row of 1."""
+
+
+def arm_rows(document: Document) -> Rows:
+    """A row an arm, the baseline first."""
+    return [_arm_row(arm) for arm in document["arms"]]
+
+
+def operator_rows(document: Document) -> Rows:
+    """A row an operator and direction of every arm that has several streams."""
+    return [
+        [
+            arm["name"],
+            NAMES[found["operator"]],
+            found["direction"],
+            _milliseconds(found["seconds"]),
+            f"{found['bytes_per_second'] / 1e9:.1f} GB/s",
+            f"{found['copy_share']:.0%}",
+        ]
+        for arm in document["arms"]
+        for found in arm["operators"]
+    ]
+
+
+def remarks(document: Document) -> list[str]:
+    """What the tables leave open: why an arm was not measured, what was measured and how."""
+    failed = [f"{arm['name']}: {arm['error']}." for arm in document["arms"] if arm["error"]]
+    kernels = dict.fromkeys(arm["kernels"] for arm in document["arms"] if arm["kernels"] and arm["streams"] != 1)
+    copies = [arm["copy_bytes_per_second"] for arm in document["arms"] if arm["copy_bytes_per_second"]]
+    copy = f" A copy moves {max(copies) / 1e9:.1f} GB/s here." if copies else ""
+    parts = [arm for arm in document["arms"] if arm["micro_batches_measured"] != arm["micro_batches"] and arm["turns"]]
+    return [
+        *failed,
+        f"{document['rounds']} rounds in which all take turns; ratios are of the same round. "
+        f"Device: {document['device']}.",
+        *(f"Kernels {path}." for path in kernels),
+        f"By traffic: what the least bytes that a connection moves would add at a copy's speed.{copy} Moved: those "
+        "bytes over the measured time.",
+        f"Memory: {document['memory_counted']}, most of all steps, beyond what the process takes without a model.",
+        *(["A step was measured on fewer micro-batches than it has, and is told whole."] if parts else []),
+    ]
+
+
+def markdown(document: Document) -> str:
+    """The tables for a document or a pull request."""
+    tables = [_markdown_table(ARMS, arm_rows(document)), _markdown_table(OPERATORS, operator_rows(document))]
+    notes = "\n".join(f"- {line}" for line in remarks(document))
+    return "\n\n".join(["# What connections cost", *filter(None, tables), notes]) + "\n"
+
+
+def write(document: Document, directory: Path) -> list[Path]:
+    """Leave `bench.json`, `bench.md` and `bench.svg` in a directory; returns their paths.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    paths = [directory / f"bench.{kind}" for kind in ("json", "md", "svg")]
+    write_json(paths[0], document)
+    write_text(paths[1], markdown(document))
+    write_text(paths[2], picture(document))
+    return paths
+
+
+def picture(document: Document) -> str:
+    """Step time and memory of every arm over the baseline's, with quartiles; and how near operators come to a copy."""
+    measured = [arm for arm in document["arms"] if arm["relative_step_time"]]
+    operators = [(arm["name"], arm["operators"]) for arm in measured if arm["operators"]]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 1.4 + 0.42 * max(len(measured), 2)), layout="constrained", facecolor="white")
+        left, right = figure.subplots(1, 2)
+        _draw_arms(left, measured, document["baseline"])
+        _draw_operators(right, operators)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return buffer.getvalue()
+
+
+def _draw_arms(axes: Axes, arms: Sequence[dict[str, Any]], baseline: str) -> None:
+    """Two bars an arm; what is beyond 1 is what it costs."""
+    places = range(len(arms))
+    times = [arm["relative_step_time"] for arm in arms]
+    spread = [[t["median"] - t["low"] for t in times], [t["high"] - t["median"] for t in times]]
+    axes.barh(
+        [place - BAR / 2 for place in places], [t["median"] for t in times], BAR, xerr=spread, color=COLOURS[0],
+        label="step time", error_kw={"elinewidth": 1.2, "capsize": 2},
+    )  # fmt: skip
+    memories = [arm["relative_memory"] or 0.0 for arm in arms]
+    axes.barh([place + BAR / 2 for place in places], memories, BAR, color=COLOURS[1], label="peak memory")
+    axes.set_axisbelow(True)
+    axes.axvline(1, linewidth=1, color="black")
+    axes.set_yticks(list(places), [arm["name"] for arm in arms])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"times the {baseline}'s")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+
+
+def _draw_operators(axes: Axes, arms: Sequence[tuple[str, list[dict[str, Any]]]]) -> None:
+    """Six marks an arm: how near each operator comes, forwards and backwards, to the speed of a copy."""
+    for place, (_, operators) in enumerate(arms):
+        for found in operators:
+            index = list(NAMES).index(found["operator"])
+            filled = found["direction"] == "forward"
+            axes.plot(
+                100 * found["copy_share"], place, "osD"[index], color=COLOURS[index + 2],
+                fillstyle="full" if filled else "none", label=f"{NAMES[found['operator']]}, {found['direction']}",
+                clip_on=False,
+            )  # fmt: skip
+    axes.set_yticks(range(len(arms)), [name for name, _ in arms])
+    axes.set_ylim(max(len(arms), 1) - 0.5, -0.5)
+    axes.set_xlim(0, None)
+    axes.set_xlabel("least traffic over time, % of a copy's speed")
+    handles, names = axes.get_legend_handles_labels()
+    known = dict(zip(names, handles, strict=True))
+    if known:
+        axes.legend(known.values(), known.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+
+
+def _arm_row(arm: dict[str, Any]) -> list[str]:
+    if not arm["step_seconds"]:
+        return [arm["name"], "not measured", *["-"] * (len(ARMS) - 2)]
+    time, cpu = arm["relative_step_time"], arm["relative_cpu_time"]
+    return [
+        arm["name"],
+        _milliseconds(arm["step_seconds"]["median"]),
+        _ratio(time and time["median"]),
+        f"{time['low']:.2f} to {time['high']:.2f}" if time else "-",
+        _ratio(None if arm["predicted_overhead"] is None else 1 + arm["predicted_overhead"]),
+        _ratio(cpu and cpu["median"]),
+        f"{arm['tokens_per_second']:,.0f}",
+        "-" if arm["peak_memory"] is None else f"{arm['peak_memory'] / 2**20:,.0f} MiB",
+        _ratio(arm["relative_memory"]),
+    ]
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.{0 if seconds >= 0.1 else 2}f} ms"
+
+
+def _markdown_table(columns: Sequence[str], rows: Rows) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join(lines) if rows else ""
