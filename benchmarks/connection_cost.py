@@ -67,8 +67,7 @@ def ours(group: str) -> Contestant:
     connection = CONNECTIONS[config.kind](config, DIM, 0, SUBLAYERS)
 
     def site(streams: Tensor, output: Tensor) -> tuple[Tensor, ...]:
-        maps = connection.maps(streams)
-        x = connection.read(streams, maps.pre)
+        maps, x = connection.enter(streams)
         return connection.write(streams, output, maps), x
 
     return Contestant(site, leaf_streams(), tuple(connection.parameters()))

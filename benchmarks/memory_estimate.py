@@ -33,8 +33,10 @@ CASES = (
     ("connection=hc", "train.recompute=auto", HALF, ONE),
     ("connection=mhc", FULL, ONE, UNTIED),
     ("connection=mhc", "train.recompute=auto", FULL, TWO),
+    ("connection=mhc", "train.recompute=streams", FULL, ONE),
     ("connection=mhc", HALF, ONE),
     ("connection=mhc", "train.recompute=auto", HALF, TWO, UNTIED),
+    ("connection=hc", "train.recompute=streams", HALF, TWO),
     ("connection=mhc_single_pass", "train.recompute=3", FULL, ONE),
 )
 

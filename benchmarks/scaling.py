@@ -10,7 +10,7 @@ from rich.console import Console
 from mhc_train.config.compose import compose
 from mhc_train.model import Transformer
 from mhc_train.model.cost import recomputed_share, training_flops_per_token
-from mhc_train.model.recompute import segment_length
+from mhc_train.model.recompute import segments
 from mhc_train.schema import Config
 from mhc_train.training.device import Device
 from mhc_train.training.memory import Memory, estimate_memory, shard
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
     @property
     def more_forward(self) -> float:
-        return recomputed_share(self.skeleton, SEQ) if self.skeleton.recompute else 0.0
+        return recomputed_share(self.skeleton, self.skeleton.recompute, SEQ)
 
     def sharded(self, devices: int) -> int:
         """Bytes a GPU where so many share the states."""
@@ -69,7 +69,7 @@ def row(model: str, connection: str, recompute: str) -> Row:
     chosen = config(model, connection, recompute)
     with torch.device("meta"):
         skeleton = Transformer(chosen.model, chosen.connection, VOCABULARY)
-    skeleton.recompute = segment_length(recompute, chosen.connection.streams, skeleton.sublayers)
+    skeleton.recompute = segments(recompute, skeleton.path.streams, skeleton.sublayers)
     return Row(model, connection, recompute, skeleton, estimate_memory(chosen, GPU))
 
 
