@@ -44,14 +44,15 @@ def case(kind: str, tokens: int, n: int, dim: int, joint: bool, dtype: torch.dty
     arguments = {
         "streams": normal(tokens, n, dim).to(dtype),
         "output": normal(tokens, dim).to(dtype) if writes else None,
-        "post": normal(tokens, n) if writes else None,
-        "res": normal(tokens, n, n) if mixes else None,
+        # Maps lie in memory as a mixer or connection may leave them.
+        "post": normal(n, tokens).T if writes else None,
+        "res": normal(tokens, n, n).mT if mixes else None,
         "weight": normal(k, n * dim if joint else dim, size=(n * dim if joint else dim) ** -0.5) if projects else None,
         "eps": EPS,
         "gate": normal() if reads and not given else None,
         "bias": normal(n) if reads and not given else None,
         "offset": OFFSET,
-        "pre": normal(tokens, n) if given else None,
+        "pre": normal(n, tokens).T if given else None,
     }
     upstream = {
         "written": normal(tokens, n, dim).to(dtype) if writes else None,

@@ -154,7 +154,7 @@ def sinkhorn(
 ) -> Float[Tensor, "*tokens n n"] | None:
     """The rounds of `mhc_train.mixers.sinkhorn` as one operator; None where there is none for such logits."""
     n = logits.shape[-1]
-    if chosen(logits.device.type, logits.dtype, n, ANY_WIDTH) == EAGER:
+    if logits.dtype != torch.float32 or chosen(logits.device.type, logits.dtype, n, ANY_WIDTH) == EAGER:
         return None
     from mhc_train.kernels import operators
 

@@ -23,12 +23,17 @@ def crossing(
 def gradients(streams: Tensor, output: Tensor | None, *coefficients: Tensor | None) -> tuple[Tensor, ...]:
     """Gradients of a crossing's inputs: those of streams and output uninitialised, the small others zero."""
     large = [_like(uninitialised, streams, given) for given in (streams, output)]
-    return *large, *(_like(torch.zeros_like, streams, given) for given in coefficients)
+    return *large, *(_like(zeros, streams, given) for given in coefficients)
 
 
 def uninitialised(like: Tensor) -> Tensor:
-    """Of the same kind and shape, contiguous."""
+    """Of the same kind and shape, contiguous: kernels fill memory in order, however the inputs lie in theirs."""
     return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+def zeros(like: Tensor) -> Tensor:
+    """The same, of zeros."""
+    return torch.zeros_like(like, memory_format=torch.contiguous_format)
 
 
 def _like(make: Callable[[Tensor], Tensor], streams: Tensor, given: Tensor | None) -> Tensor:

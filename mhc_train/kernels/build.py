@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -57,7 +58,16 @@ def _command() -> tuple[str, ...]:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, errors="replace", start_new_session=True, **pipes) as process:
+        try:
+            output, messages = process.communicate(timeout=SECONDS)
+        except BaseException:
+            # A compiler is several processes.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, messages)
 
 
 @cache
@@ -115,8 +125,9 @@ def _cache_directory() -> Path:
 
 def _is_private(path: Path) -> bool:
     """Whether the user can write there, and nobody else who could leave a library to be loaded."""
-    status = path.stat()
-    return os.access(path, os.W_OK) and status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+    status = path.lstat()  # where a link leads to may change
+    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return private and stat.S_ISDIR(status.st_mode) and os.access(path, os.W_OK)
 
 
 def _cpu() -> str:

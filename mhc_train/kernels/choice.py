@@ -73,11 +73,26 @@ def _lacking(path: str, device: str, dtype: torch.dtype, streams: int, dim: int)
         return native.lacking(device, dtype, streams, dim)
     try:
         from mhc_train.kernels import triton
-    except ImportError as error:
-        return f"triton cannot be imported ({error})"
-    if device != "cuda" and not os.environ.get("TRITON_INTERPRET"):
-        return f"Triton's kernels run on GPUs, not on {device} (but slowly, for tests, with TRITON_INTERPRET=1)"
-    return triton.supports(streams, dim, dtype)
+    except Exception as error:  # one of another version may lack anything that the kernels are written with
+        return f"the Triton kernels cannot be imported ({error})"
+    return triton.supports(streams, dim, dtype) or _unable(device, triton.CAPABILITY, triton.SHARED_MEMORY)
+
+
+def _unable(device: str, capability: tuple[int, int], shared_memory: int) -> str | None:
+    """Why Triton's kernels do not run on this machine's device, or not well; None if they do."""
+    if device != "cuda":
+        interpreted = os.environ.get("TRITON_INTERPRET")
+        return None if interpreted else f"Triton's kernels run on GPUs, not on {device}"
+    if torch.version.hip:
+        return "the Triton kernels are for NVIDIA's GPUs"
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if (found.major, found.minor) < capability:
+        return f"the Triton kernels need compute capability 9.0 (Hopper), {found.name} has {found.major}.{found.minor}"
+    if found.shared_memory_per_block_optin < shared_memory:
+        return (
+            f"the Triton kernels need {shared_memory // 1024} KiB of shared memory a block, more than {found.name} has"
+        )
+    return None
 
 
 def _strength(path: str) -> str:

@@ -218,15 +218,19 @@ int64_t read_feature(const Crossing& c, const Layout& layout, int64_t token, int
     return c.joint ? token * layout.padded + i : (token * N + i) * layout.padded;
 }
 
+// What bounds it: mHC's sigmoid, with gate and bias inside, HC's tanh.
+float squashed(const Crossing& c, float feature, int i) {
+    return c.joint ? 1 / (1 + std::exp(-(*c.gate * feature + c.bias[i]))) : std::tanh(feature);
+}
+
 void read_weights(const Crossing& c, const Layout& layout, int64_t token, int64_t in_tile, const float* features, float* pre) {
     for (int i = 0; i < N; ++i) {
         if (c.pre) {
             pre[i] = c.pre[token * N + i];
             continue;
         }
-        const float feature = features[read_feature(c, layout, in_tile, i)];
-        pre[i] = c.joint ? 1 / (1 + std::exp(-(*c.gate * feature + c.bias[i]))) + c.offset
-                         : *c.gate * std::tanh(feature) + c.bias[i];
+        const float inside = squashed(c, features[read_feature(c, layout, in_tile, i)], i);
+        pre[i] = c.joint ? inside + c.offset : *c.gate * inside + c.bias[i];
     }
 }
 
@@ -315,8 +319,7 @@ void read_weights_backward(const Crossing& c, const Layout& layout, int64_t toke
             continue;
         }
         const int64_t at = read_feature(c, layout, in_tile, i);
-        const float feature = work.features[at];
-        const float inside = c.joint ? work.pre[in_tile * N + i] - c.offset : std::tanh(feature);
+        const float feature = work.features[at], inside = squashed(c, feature, i);
         // mHC's gate is inside of the sigmoid, HC's outside of the tanh.
         const float g_logit = c.joint ? g_pre * inside * (1 - inside) : g_pre;
         work.g_bias[i] += g_logit;

@@ -53,7 +53,7 @@ def cross(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `mhc_train.kernels.operators.cross`."""
     results = allocate.crossing(streams, output, weight, gate is not None or pre is not None)
-    inputs = (streams, output, post, res, weight, gate, bias, pre)
+    inputs = _dense(streams, output, post, res, weight, gate, bias, pre)
     _cross("mhc_cross", eps, offset, [*inputs, *results, None, None, None, *[None] * len(inputs)])
     return results
 
@@ -64,10 +64,10 @@ def cross_backward(
     gate: Tensor | None, bias: Tensor | None, offset: float, pre: Tensor | None, features: Tensor, scale: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """See `mhc_train.kernels.operators.cross_backward`."""
-    inputs = (streams, output, post, res, weight, gate, bias, pre)
+    inputs = _dense(streams, output, post, res, weight, gate, bias, pre)
     gradients = allocate.gradients(*inputs)
-    arriving = (g_written, g_x, g_features)
-    _cross("mhc_cross_backward", eps, offset, [*inputs, None, None, features, scale, *arriving, *gradients])
+    made = _dense(features, scale, g_written, g_x, g_features)
+    _cross("mhc_cross_backward", eps, offset, [*inputs, None, None, *made, *gradients])
     return gradients
 
 
@@ -93,21 +93,24 @@ def _cross(name: str, eps: float, offset: float, tensors: Sequence[Tensor | None
 def _sinkhorn(
     name: str, iterations: int, columns_first: bool, eps: float, logits: Tensor, gradient: Tensor | None
 ) -> Tensor:
-    result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    result = allocate.uninitialised(logits)
     arguments = _Rounds(len(logits), iterations, not columns_first, torch.get_num_threads(), eps)
-    _call(name, logits.shape[-1], arguments, _Rounds.TENSORS, [logits, gradient, result])
+    _call(name, logits.shape[-1], arguments, _Rounds.TENSORS, [*_dense(logits, gradient), result])
     return result
+
+
+def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _call(
     name: str, n: int, arguments: ctypes.Structure, names: Sequence[str], tensors: Sequence[Tensor | None]
 ) -> None:
     """Call a function with the addresses of tensors, null for those that there are not."""
-    # Copies live until the call returns. What a function fills is contiguous already.
-    dense = [None if tensor is None or not tensor.numel() else tensor.contiguous() for tensor in tensors]
-    assert all(tensor is None or tensor.dtype == torch.float32 for tensor in dense)
-    for field, tensor in zip(names, dense, strict=True):
-        setattr(arguments, field, None if tensor is None else tensor.data_ptr())
+    for field, tensor in zip(names, tensors, strict=True):
+        if tensor is not None and tensor.numel():
+            assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+            setattr(arguments, field, tensor.data_ptr())
     built = library(n)
     assert not isinstance(built, str)  # `lacking` was asked before
     if getattr(built, name)(ctypes.byref(arguments)):

@@ -100,12 +100,12 @@ def _(g_written: Any, g_x: Any, g_features: Any, streams: Tensor, output: Any, p
 
 @sinkhorn.register_fake
 def _(logits: Tensor, iterations: int, columns_first: bool, eps: float) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return allocate.uninitialised(logits)
 
 
 @sinkhorn_backward.register_fake
 def _(gradient: Tensor, logits: Tensor, iterations: int, columns_first: bool, eps: float) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return allocate.uninitialised(logits)
 
 
 def _keep_crossing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

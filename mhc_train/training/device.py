@@ -14,7 +14,7 @@ from mhc_train.errors import ConfigError
 from mhc_train.schema import DataConfig, TrainConfig
 
 MOST_WORKERS = 8
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _keep_freed_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_MMAP_MAX, 0)  # what has pages of its own gives them back when it is freed
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

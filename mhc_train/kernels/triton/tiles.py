@@ -12,6 +12,10 @@ import triton
 STREAMS = (2, 4, 8)
 PROJECTED = 4
 """Streams up to which the kernels project, too: the weight of 8 and its gradient need many times their registers."""
+CAPABILITY = (9, 0)
+"""Of GPUs that have the registers and the shared memory for these tiles: Hopper's, and later ones."""
+SHARED_MEMORY = 160 * 1024
+"""Bytes that a block of threads must be able to have: no kernel asks for more."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 COLUMNS = 64
 """The width must be a multiple of it."""

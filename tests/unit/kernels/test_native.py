@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from crossings import INPUTS, KINDS, Case, case, check, fresh_generator
+from crossings import INPUTS, KINDS, Case, case, check, expected, fresh_generator
 from torch import Tensor
 
 from mhc_train import kernels
@@ -133,6 +134,20 @@ def test_a_write_and_a_read_apart_are_a_crossing_to_the_last_bit() -> None:
         assert torch.equal(one, other)
     for one, other in zip(*(torch.autograd.grad(x, wanted, upstream) for x in (whole, apart)), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_saturated_sigmoid_keeps_its_slope() -> None:
+    """Whose value, with the offset on it, has no digits of it left."""
+    given = a_case("read")
+    given.arguments["bias"] = torch.full((4,), -16.0)
+    given.upstream["features"] = None
+    _, wanted = expected(given)
+    results = native.cross(**given.arguments)
+    found = native.cross_backward(
+        None, given.upstream["x"], None, **given.arguments, features=results[2], scale=results[3]
+    )
+    bias = INPUTS.index("bias")
+    torch.testing.assert_close(found[bias].double(), wanted["bias"], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -308,10 +323,14 @@ def test_a_compiler_that_fails_is_told_once(
 def test_a_compiler_that_hangs_is_given_up(
     choosing: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choosing.setenv("CXX", compiler_that(tmp_path, "echo a warning >&2; exec sleep 60"))
+    choosing.setenv(
+        "CXX", compiler_that(tmp_path, f"echo a warning >&2; sleep 60 & echo $! > {tmp_path / 'child'}; wait")
+    )
     choosing.setattr(build, "SECONDS", 0.5)
     assert chosen().path == "eager"
     assert "timed out" in capsys.readouterr().err
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "cmdline")
+    assert not Path("/proc").exists() or not child.exists() or not child.read_bytes()  # of one not yet reaped
 
 
 def test_a_compiler_may_have_arguments(choosing: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -319,6 +338,36 @@ def test_a_compiler_may_have_arguments(choosing: pytest.MonkeyPatch, tmp_path: P
     choosing.setenv("CXX", f"{launcher} g++ -Wall")
     assert chosen().path == "compiled"
     assert (tmp_path / "calls").read_text().startswith("g++ -Wall --version")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "reason"),
+    [
+        (("H200", 9, 0, 227, None), None),
+        (("A100", 8, 0, 163, None), "A100 has 8.0"),
+        (("RTX 5090", 12, 0, 99, None), "shared memory"),
+        (("MI300X", 9, 4, 64, "7.0"), "NVIDIA"),
+    ],
+)
+def test_gpus_that_the_kernels_do_not_fit_compute_by_torch(
+    gpu: tuple[str, int, int, int, str | None], reason: str | None, choosing: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    name, major, minor, kibibytes, hip = gpu
+    found = SimpleNamespace(name=name, major=major, minor=minor, shared_memory_per_block_optin=kibibytes * 1024)
+    choosing.setattr(torch.cuda, "current_device", lambda: 0)
+    choosing.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    choosing.setattr(torch.version, "hip", hip)
+    taken = chosen(device="cuda", dtype=torch.bfloat16)
+    assert taken.path == ("eager" if reason else "triton")
+    assert reason is None or reason in taken.reason
+
+
+def test_a_triton_that_cannot_be_imported_is_done_without(choosing: pytest.MonkeyPatch) -> None:
+    choosing.setitem(sys.modules, "mhc_train.kernels.triton", None)
+    choosing.delattr(kernels, "triton", raising=False)
+    assert chosen(device="cuda").path == "eager"
+    assert "cannot be imported" in chosen(device="cuda").reason
 
 
 def test_what_is_forced_in_vain_is_told(choosing: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,8 +429,12 @@ def test_nothing_is_loaded_from_where_others_can_write(
 ) -> None:
     directory = build._directory()
     assert directory.is_relative_to(tmp_path / "cache")
-    directory.chmod(0o777)
+    directory.chmod(0o770)
     shared = build._directory()
     assert shared.parent == temporary
+    directory.rmdir()
+    directory.symlink_to(shared)
+    assert build._directory() == shared
+    directory = shared
     choosing.setattr(os, "getuid", lambda: directory.stat().st_uid + 1)  # both are another's now
     assert build._directory().name.startswith("mhc-train-kernels-")
