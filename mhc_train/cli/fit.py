@@ -164,6 +164,8 @@ def _print_plan(config: "Config", json: bool) -> None:
         f"{document['total_tokens']:,} tokens in all, {document['flops_per_token'] / 1e6:,.1f} MFLOP a token. "
         f"Device: {document['device']}"
     )
+    for remark in document["remarks"]:
+        print(remark)
 
 
 def _computed_again(row: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ def _unable(device: str, capability: tuple[int, int], shared_memory: int) -> str
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     if (found.major, found.minor) < capability:
         return f"the Triton kernels need compute capability 9.0 (Hopper), {found.name} has {found.major}.{found.minor}"
-    if found.shared_memory_per_block_optin < shared_memory:
+    if found.shared_memory_per_block_optin < shared_memory:  # type: ignore[attr-defined]
         return (
             f"the Triton kernels need {shared_memory // 1024} KiB of shared memory a block, more than {found.name} has"
         )

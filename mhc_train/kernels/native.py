@@ -65,7 +65,7 @@ def cross_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """See `mhc_train.kernels.operators.cross_backward`."""
     inputs = _dense(streams, output, post, res, weight, gate, bias, pre)
-    gradients = allocate.gradients(*inputs)
+    gradients = allocate.gradients(streams, output, post, res, weight, gate, bias, pre)
     made = _dense(features, scale, g_written, g_x, g_features)
     _cross("mhc_cross_backward", eps, offset, [*inputs, None, None, *made, *gradients])
     return gradients

@@ -35,7 +35,7 @@ class Segments(NamedTuple):
             return f"The streams are kept of one state in {self.length}; the backward pass rebuilds the others."
         return (
             f"The backward pass runs segments of {self.length} sublayers again, but for matrix products, attention and "
-            "mixers: a compiled model rebuilds its streams so."
+            "Sinkhorn's or Newton's rounds: a compiled model rebuilds its streams so."
         )
 
 
@@ -212,7 +212,8 @@ KEPT_COMPILED = frozenset(
     | {f"aten::_scaled_dot_product_{name}_attention" for name in ("flash", "efficient", "cudnn")}
     | {f"mhc_train::{name}" for name in ("sinkhorn", "newton")}
 )
-"""What a compiled segment keeps the results of: products (the sublayers' outputs are some), attention, mixers."""
+"""What a compiled segment keeps the results of: products (the sublayers' outputs are some), attention, and the mixers
+that take many rounds."""
 
 
 def keep_costly(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:

@@ -40,6 +40,7 @@ def plan(config: Config) -> dict[str, Any]:
         "memory": asdict(chosen),
         "recompute": [_choice(choice, memory, without, skeleton, seq_len) for choice, memory in memories.items()],
         "sharded": [asdict(each) | {"peak": each.peak} for each in shards],
+        "remarks": _remarks(config, skeleton),
     }
 
 
@@ -57,6 +58,16 @@ def _memories(config: Config, device: Device) -> dict[str, Memory]:
         choice: estimate_memory(replace(config, train=replace(config.train, recompute=choice)), device)
         for choice in choices
     }
+
+
+def _remarks(config: Config, skeleton: Transformer) -> list[str]:
+    """What the estimate does not know."""
+    if not config.train.compile:
+        return []
+    return [
+        "The memory is that of a model which is not compiled: what the compiler fuses keeps less.",
+        *filter(None, [skeleton.recompute.described(compiled=True)]),
+    ]
 
 
 def _choice(choice: str, memory: Memory, without: int, skeleton: Transformer, seq_len: int) -> dict[str, Any]:

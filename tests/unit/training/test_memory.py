@@ -92,6 +92,26 @@ def test_the_plan_compares_choices_and_shards() -> None:
         assert row["peak"] == row["states"] + row["gathered"] + row["transient"]
 
 
+@pytest.mark.parametrize("streams", [3, 4])
+@pytest.mark.parametrize("recompute", ["none", "streams"])
+def test_streams_of_half_the_precision_are_kept_in_half_the_memory(recompute: str, streams: int) -> None:
+    shape = ("connection=mhc", f"connection.streams={streams}", "train.precision=bfloat16", "model.layers=4")
+    full, half = (
+        estimated(composed(*shape, f"train.recompute={recompute}", f"train.stream_precision={precision}"))
+        for precision in ("float32", "bfloat16")
+    )
+    states = {"none": 8, "streams": 4}[recompute]  # of 8 sublayers; recomputation keeps one in 2 of them
+    saved = states * 4 * 64 * 128 * streams * 2  # for 4 x 64 tokens of width 128, two bytes a number
+    # Inputs and outputs of the sublayers are kept in the streams' precision, too: at most two vectors a sublayer.
+    assert saved <= full.activations - half.activations <= saved + 8 * 4 * 64 * 128 * 2 * 2 + saved / states
+
+
+def test_the_plan_says_what_it_does_not_know() -> None:
+    assert plan(composed("connection=mhc", "train.compile=false"))["remarks"] == []
+    said = plan(composed("connection=mhc", "train.compile=true", "train.recompute=streams"))["remarks"]
+    assert "not compiled" in said[0] and "runs segments of 2 sublayers again" in said[1]
+
+
 def test_a_segment_that_runs_again_is_gathered_whole() -> None:
     memory, (model, _) = estimated(composed()), memory_peaks.built(composed())
     attention, feedforward = 128 * 256 * 4 + 128 * 128 * 4, 3 * 128 * 344 * 4
