@@ -8,6 +8,7 @@ from record import significant, write_json, write_table
 from rich.console import Console
 
 from mhc_train.config.compose import compose
+from mhc_train.kernels.traffic import stream_elements
 from mhc_train.model import Transformer
 from mhc_train.model.cost import recomputed_share, training_flops_per_token
 from mhc_train.model.recompute import segments
@@ -16,7 +17,7 @@ from mhc_train.training.device import Device
 from mhc_train.training.memory import Memory, estimate_memory, shard
 
 MODELS, DEVICES, NODE = ("1b", "3b", "27b"), (8, 64, 256), 8
-CHOICES = {"residual": ("none", "auto"), "mhc": ("none", "auto", "1")}
+CHOICES = {"residual": ("none", "auto"), "mhc": ("none", "streams", "auto", "1")}
 VOCABULARY, SEQ = 32768, 4096
 """One sequence is a micro-batch; gradients of several are accumulated."""
 GPU = Device(torch.device("cuda"), torch.bfloat16, "")
@@ -28,6 +29,8 @@ MATRIX, SHARE = 989e12, 0.4
 """Dense bfloat16 products of an H100 or H200, and the share of them that a training may reach."""
 MEMORY_SPEED = 3.35e12
 """Of an H100; an H200's is 4.8e12."""
+SIZES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number, by what `train.stream_precision` calls it."""
 GIB = 2**30
 USABLE = {"80 GB": 72 * GIB, "141 GB": 126 * GIB}
 """What such a GPU has for tensors when a tenth is left to CUDA, NCCL and gaps between tensors."""
@@ -116,15 +119,15 @@ def micro_batch_seconds(row: Row) -> float:
     return training_flops_per_token(row.skeleton, SEQ) * (1 + row.more_forward / 3) * SEQ / (MATRIX * SHARE)
 
 
-def stream_seconds(row: Row) -> float:
-    """Of mHC's reads and writes of float32 streams in a micro-batch beyond those of a plain residual.
+def stream_seconds(row: Row, size: int) -> float:
+    """Of mHC's traffic of streams of `size` bytes a number in a micro-batch, beyond that of a plain residual.
 
-    If every boundary were one fused kernel, (2n + 1) C numbers are read there and (n + 1) C written, where the residual
-    reads 2C and writes C; the backward pass takes twice as much.
+    Every boundary as one fused kernel; the residual reads two vectors and writes one, both ways.
     """
     n, dim = row.skeleton.path.streams, row.skeleton.config.dim
-    numbers = (3 * n - 1) * dim * row.skeleton.sublayers
-    return 4 * numbers * (3 + row.more_forward) * SEQ / MEMORY_SPEED
+    forward, backward = (stream_elements("cross", way, n) - 3 for way in ("forward", "backward"))
+    numbers = (forward * (1 + row.more_forward) + backward) * dim * row.skeleton.sublayers
+    return size * numbers * SEQ / MEMORY_SPEED
 
 
 def overheads(plain: Row, mhc: Row) -> dict[str, float]:
@@ -134,7 +137,7 @@ def overheads(plain: Row, mhc: Row) -> dict[str, float]:
         "seconds": base,
         "parameters": mhc.parameters / plain.parameters - 1,
         "operations": micro_batch_seconds(mhc) / base - 1,
-        "stream_traffic": stream_seconds(mhc) / base,
+        **{f"traffic_{name}": stream_seconds(mhc, size) / base for name, size in SIZES.items()},
     }
 
 
@@ -212,23 +215,23 @@ def overhead_table(rows: list[Row]) -> None:
     intro = (
         "**Computed, not measured**: what mHC (n = 4) adds to the plain residual, and recomputation to either, as "
         f"shares of a micro-batch's products at {SHARE:.0%} of {MATRIX / 1e12:.0f} TFLOP/s. Stream traffic: "
-        f"float32, one fused kernel a boundary, {MEMORY_SPEED / 1e12} TB/s."
+        f"the least of one fused kernel a boundary, {MEMORY_SPEED / 1e12} TB/s, by the streams' precision."
     )
     cells = []
     for model in MODELS:
         plain, mhc = (select(rows, model, connection)[0] for connection in ("residual", "mhc"))
         shares = overheads(plain, mhc)
-        again = select(rows, model, "mhc")[1].more_forward / 3
+        again = next(row.more_forward / 3 for row in select(rows, model, "mhc") if row.recompute == "auto")
         cells.append(
             (model, f"{shares['seconds']:.3f}", *(f"{shares[key]:.1%}" for key in ("parameters", "operations")),
-             f"{shares['stream_traffic']:.0%}", f"{again:.0%}")
+             *(f"{shares[f'traffic_{name}']:.1%}" for name in SIZES), f"{again:.0%}")
         )  # fmt: skip
     header = (
         "model",
         "residual, s",
         "mHC: parameters",
         "mHC: operations",
-        "mHC: stream traffic",
+        *(f"mHC: traffic, {name}" for name in SIZES),
         "recompute: operations",
     )
     write_table("scaling-overhead", intro, header, cells)
