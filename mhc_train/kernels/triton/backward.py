@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mhc_train.kernels.triton.forward import contiguous, given, layout, new, write
+from mhc_train.kernels import allocate
+from mhc_train.kernels.triton.forward import Operands, contiguous, present, write
 from mhc_train.kernels.triton.projection import project_backward
 from mhc_train.kernels.triton.tile_math import (
     dot_exact,
@@ -35,7 +36,7 @@ from mhc_train.kernels.triton.tile_math import (
 )
 from mhc_train.kernels.triton.tiles import PROJECTED, backward_tile, gradients_tile, padded
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, ...]
 
 
 def cross_backward(
@@ -68,60 +69,39 @@ def cross_backward(
     Returns:
         Of streams, output, post, res, weight, gate, bias and pre; empty where there was no such input.
     """
-    operands = [contiguous(tensor) for tensor in (streams, output, post, res, weight, gate, bias, pre)]
+    operands = Operands(*map(contiguous, (streams, output, post, res, weight, gate, bias, pre)))
     # Compiled, an empty result has an empty gradient, not None.
-    arriving = [contiguous(given(tensor)) for tensor in (g_written, g_x, g_features)]
+    arriving = [contiguous(present(tensor)) for tensor in (g_written, g_x, g_features)]
     made = features.contiguous(), scale.contiguous()
-    if not streams.shape[0]:
-        return _nothing(*operands)
-    small = _features_backward(*arriving[1:], *operands, offset, *made)
+    if not len(streams):
+        return allocate.gradients(*operands)
+    small = _features_backward(*arriving[1:], operands, *made)
     if weight is None or streams.shape[1] <= PROJECTED:
-        return _streams_backward(*arriving[:2], *operands, offset, made[0], small)
-    state = write(*operands[:4])
-    g_state, g_weight = project_backward(arriving[0], state, weight, small.projected, small.shrink)
-    operands[4], small = None, small._replace(projected=None, shrink=None)
-    gradients = _streams_backward(g_state, arriving[1], *operands, offset, made[0], small)
+        return _streams_backward(*arriving[:2], operands, offset, made[0], small)
+    g_state, g_weight = project_backward(arriving[0], write(operands), weight, small.projected, small.shrink)
+    operands, small = operands._replace(weight=None), small._replace(projected=None, shrink=None)
+    gradients = _streams_backward(g_state, arriving[1], operands, offset, made[0], small)
     return (*gradients[:4], g_weight, *gradients[5:])
 
 
 class _Small(NamedTuple):
     """What the first kernel leaves."""
 
-    projected: Tensor | None
+    projected: Tensor | None = None
     """(T, G, k): the gradient of the products with the weight, before their scale."""
-    shrink: Tensor | None
+    shrink: Tensor | None = None
     """(T, G): what the norm's gradient multiplies the new state with."""
-    gate: Tensor | None
-    bias: Tensor | None
-
-
-def _nothing(*operands: Tensor | None) -> Gradients:
-    """Of no tokens."""
-    empty = operands[0]
-    assert empty is not None
-    gradients = [new(empty, 0) if tensor is None else torch.zeros_like(tensor) for tensor in operands]
-    return tuple(gradients)  # type: ignore[return-value]
+    gate: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def _features_backward(
-    g_x: Tensor | None,
-    g_features: Tensor | None,
-    streams: Tensor,
-    output: Tensor | None,
-    post: Tensor | None,
-    res: Tensor | None,
-    weight: Tensor | None,
-    gate: Tensor | None,
-    bias: Tensor | None,
-    pre: Tensor | None,
-    offset: float,
-    features: Tensor,
-    scale: Tensor,
+    g_x: Tensor | None, g_features: Tensor | None, operands: Operands, features: Tensor, scale: Tensor
 ) -> _Small:
-    T, n, C = streams.shape
-    k, groups = layout(weight, n, C)
-    if not k:
-        return _Small(None, None, None, None)
+    if operands.weight is None:
+        return _Small()
+    streams, output, post, res, _, gate, bias, _ = operands
+    (T, n, C), (groups, k) = streams.shape, features.shape[1:]
     tile = gradients_tile(n, C)
     programs = triton.cdiv(T, tile.tokens)
     projected, shrink = torch.empty_like(features), torch.empty_like(scale)
@@ -132,25 +112,14 @@ def _features_backward(
         T, n, C, k, padded(k), groups, tile.tokens, tile.columns, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if sums is None:
-        return _Small(projected, shrink, None, None)
+        return _Small(projected, shrink)
     return _Small(projected, shrink, sums[:, n].sum(), sums[:, :n].sum(0))
 
 
 def _streams_backward(
-    g_written: Tensor | None,
-    g_x: Tensor | None,
-    streams: Tensor,
-    output: Tensor | None,
-    post: Tensor | None,
-    res: Tensor | None,
-    weight: Tensor | None,
-    gate: Tensor | None,
-    bias: Tensor | None,
-    pre: Tensor | None,
-    offset: float,
-    features: Tensor,
-    small: _Small,
+    g_written: Tensor | None, g_x: Tensor | None, operands: Operands, offset: float, features: Tensor, small: _Small
 ) -> Gradients:
+    streams, output, post, res, weight, _, _, pre = operands
     T, n, C = streams.shape
     groups, k = features.shape[1:] if features.numel() else (1, 0)
     tile = backward_tile(n, C, streams.dtype)
@@ -165,8 +134,7 @@ def _streams_backward(
     # The kernel leaves alone what no gradient arrives for.
     g_pre = parts(pre, blocks) if pre is None or g_x is not None else torch.zeros_like(pre).unsqueeze(0)
     _streams_kernel[blocks, ranges](
-        g_written, g_x, streams, output, post, res, weight, gate, bias, pre,
-        given(features), small.projected, small.shrink,
+        g_written, g_x, *operands, present(features), small.projected, small.shrink,
         g_streams, g_output, g_post, g_res, g_pre, g_weight,
         T, offset, n, C, k, padded(k), groups, tile.tokens, tile.columns, tile.steps,
         num_warps=tile.warps, num_stages=tile.stages,
@@ -175,7 +143,7 @@ def _streams_backward(
     g_post, g_res, g_weight, g_pre = (None if of is None else of.sum(0) for of in (g_post, g_res, g_weight, g_pre))
     gradients = (g_streams, g_output, g_post, g_res, g_weight, small.gate, small.bias, g_pre)
     # Results of an operator must not share memory: each absent one is a tensor of its own.
-    return tuple(new(streams, 0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
+    return tuple(streams.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 @triton.jit(do_not_specialize=["T"], do_not_specialize_on_alignment=["gate", "bias"])

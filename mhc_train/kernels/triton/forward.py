@@ -8,11 +8,13 @@ Between the passes of more streams than the kernel can project, torch does.
 # mypy: ignore-errors
 # Kernels are in Triton's language, which only looks like Python.
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mhc_train.kernels import allocate
 from mhc_train.kernels.triton.projection import project
 from mhc_train.kernels.triton.tile_math import (
     dot_exact,
@@ -29,6 +31,19 @@ from mhc_train.kernels.triton.tiles import PROJECTED, divisor, forward_tile, pad
 
 READ_COLUMNS = 128
 """Of a tile of the second pass, which has no sums to keep in registers: more loads are under way at once."""
+
+
+class Operands(NamedTuple):
+    """The tensors that a crossing is made of, contiguous as the kernels need them; see `cross`."""
+
+    streams: Tensor
+    output: Tensor | None = None
+    post: Tensor | None = None
+    res: Tensor | None = None
+    weight: Tensor | None = None
+    gate: Tensor | None = None
+    bias: Tensor | None = None
+    pre: Tensor | None = None
 
 
 def cross(
@@ -61,72 +76,49 @@ def cross(
         The new streams, what the next sublayer reads, the features (T, G, k) and their scales (T, G), G = 1 or n;
         those that there are not are empty.
     """
-    T, n, C = streams.shape
-    reads = gate is not None or pre is not None
-    k, groups = layout(weight, n, C)
-    written = new(streams, T, n, C) if output is not None else new(streams, 0)
-    x = new(streams, T, C) if reads else new(streams, 0)
-    features = new(streams, T, groups, k, dtype=torch.float32) if k else new(streams, 0, dtype=torch.float32)
-    scale = new(streams, T, groups, dtype=torch.float32) if k else new(streams, 0, dtype=torch.float32)
-    if not T:
-        return written, x, features, scale
-    sizes = (eps, offset, k, groups)
-    if weight is None or n <= PROJECTED:
-        _launch(streams, output, post, res, weight, gate, bias, pre, written, x, features, scale, *sizes)
-        return written, x, features, scale
+    given = Operands(*map(contiguous, (streams, output, post, res, weight, gate, bias, pre)))
+    written, x, features, scale = results = allocate.crossing(
+        streams, output, weight, gate is not None or pre is not None
+    )
+    if not len(streams):
+        return results
+    if weight is None or streams.shape[1] <= PROJECTED:
+        _launch(given, *results, eps, offset)
+        return results
     if output is not None or pre is not None:
-        _launch(streams, output, post, res, None, None, None, pre, written, x, None, None, *sizes)
+        _launch(given._replace(weight=None, gate=None, bias=None), written, x, None, None, eps, offset)
     state = streams if output is None else written
     features, scale = project(state, weight, eps)
     if gate is not None:
-        _launch(state, None, None, None, None, gate, bias, None, None, x, features, None, *sizes)
+        _launch(Operands(state, gate=given.gate, bias=given.bias), None, x, features, None, eps, offset)
     return written, x, features, scale
 
 
-def write(streams: Tensor, output: Tensor | None, post: Tensor | None, res: Tensor | None) -> Tensor:
+def write(operands: Operands) -> Tensor:
     """The new streams alone; those given, where there is no output."""
+    streams, output, post, res, *_ = operands
     return streams if output is None else cross(streams, output, post, res, None, 0.0, None, None, 0.0, None)[0]
 
 
 def _launch(
-    streams: Tensor,
-    output: Tensor | None,
-    post: Tensor | None,
-    res: Tensor | None,
-    weight: Tensor | None,
-    gate: Tensor | None,
-    bias: Tensor | None,
-    pre: Tensor | None,
+    operands: Operands,
     written: Tensor | None,
     x: Tensor,
     features: Tensor | None,
     scale: Tensor | None,
     eps: float,
     offset: float,
-    k: int,
-    groups: int,
 ) -> None:
     """Fill what is to be filled. Features are made where there is a weight, and given where there is only a gate."""
-    T, n, C = streams.shape
-    tile = forward_tile(n, C, streams.dtype)
+    T, n, C = operands.streams.shape
+    tile = forward_tile(n, C, operands.streams.dtype)
+    groups, k = (1, 0) if features is None or not features.numel() else features.shape[1:]
     _cross[triton.cdiv(T, tile.tokens),](
-        *(contiguous(tensor) for tensor in (streams, output, post, res, weight, gate, bias, pre)),
-        *(given(tensor) for tensor in (written, x, features, scale)),
+        *operands,
+        *(present(tensor) for tensor in (written, x, features, scale)),
         T, eps, offset, n, C, k, padded(k), groups,
         tile.tokens, tile.columns, divisor(C, READ_COLUMNS), tile.stages, num_warps=tile.warps,
     )  # fmt: skip
-
-
-def layout(weight: Tensor | None, n: int, C: int) -> tuple[int, int]:
-    """Features of each group of streams, and how many groups are projected apart."""
-    if weight is None:
-        return 0, 1
-    return weight.shape[0], n * C // weight.shape[1]
-
-
-def new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory that a kernel will fill."""
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -134,7 +126,7 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def given(tensor: Tensor | None) -> Tensor | None:
+def present(tensor: Tensor | None) -> Tensor | None:
     """None for an empty tensor: kernels are compiled for what is there."""
     return None if tensor is None or not tensor.numel() else tensor
 
