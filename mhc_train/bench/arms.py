@@ -26,10 +26,12 @@ class Arm:
     """None where there is an `error` from the start."""
     error: str | None = None
     """Why there are no measurements, or no more."""
+    operators_error: str | None = None
+    """Why the operators were not measured by themselves, where all else was."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What `worker.Arm.facts` says."""
+    """What `Measurements.facts` says."""
     turns: list[dict[str, float]] = field(default_factory=list)
-    """Of each round, what `worker.Arm.turn` says."""
+    """Of each round, what `Measurements.turn` says."""
     memory: dict[str, Any] = field(default_factory=dict)
     operators: dict[str, Any] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ COPIED = 1 << 28
 LEAST = 3
 """Rounds that are timed at least."""
 AT_ONCE = 4
-"""Calls that an accelerator is given before it is waited for, so that it does not wait for the host between them."""
+"""Calls that an accelerator is given before it is waited for, of a copy too: it does not wait for the host between."""
 
 FORWARD: Direction = "forward"
 BACKWARD: Direction = "backward"
@@ -52,18 +52,14 @@ class Boundary:
         with torch.no_grad(), device.autocast():
             # As the path makes them, but no two streams alike.
             streams = torch.randn_like(self.path.expand(x).streams)
-            projected = torch.rand_like(streams[..., 0], dtype=torch.float32) if self.given_pre else None
+            single_pass = rehearsal.config.connection.single_pass
+            projected = torch.rand_like(streams[..., 0], dtype=torch.float32) if single_pass else None
             state, _ = self.path.read(index, State(streams, None, projected))
         assert state.maps is not None
         self.output = x.to(device.dtype).requires_grad_()
         self.streams = streams.requires_grad_()
         self.projected = None if projected is None else projected.requires_grad_()
         self.maps = type(state.maps)(*(part.detach().requires_grad_() for part in state.maps))
-
-    @property
-    def given_pre(self) -> bool:
-        """Whether the read weights come from the sublayer before."""
-        return self.rehearsal.config.connection.single_pass
 
     def cases(self) -> list[Case]:
         """The three operators."""
@@ -88,14 +84,17 @@ class Boundary:
         """The least that the algorithm of one call moves (`kernels.traffic`)."""
         batch, seq, n, dim = self.streams.shape
         features, groups = projection(self.connection)
-        size = self.streams.element_size()
-        return minimal_bytes(operator, direction, batch * seq, n, dim, size, features, self.given_pre, groups)
+        given_pre, mixes, size = self.connection.given_pre, self.connection.mixes, self.streams.element_size()
+        return minimal_bytes(operator, direction, batch * seq, n, dim, size, features, given_pre, groups, mixes)
 
-    def added_bytes(self) -> int:
+    def added_bytes(self) -> int | None:
         """What all sublayers' reads and writes of a micro-batch, both ways, move at least beyond a residual's sums.
 
         A residual reads its stream and the sublayer's output and writes their sum; backwards it sums two gradients.
+        None where the sublayers are not of one kind.
         """
+        if len(set(map(type, self.path))) > 1:
+            return None
         sublayers, sums = len(self.path), 2 * 3 * self.output.numel() * self.streams.element_size()
         crossings = (sublayers - 1) * self._both_ways("cross")
         return self._both_ways("read") + crossings + self._both_ways("write") - sublayers * sums
@@ -110,11 +109,14 @@ def measure_operators(rehearsal: Rehearsal, seconds: float) -> dict[str, Any]:
     Returns:
         `copy_bytes_per_second` (read and written); `operators`: of each and both directions the median `seconds` of a
         call, its `minimal_bytes`, the `bytes_per_second` that they make and its `copy_share`, median of what it is in
-        each round; and `added_bytes` (see `Boundary`). None of them where no sublayer has several streams.
+        each round; and `added_bytes` (see `Boundary`). Without a boundary there are no operators; a residual connection
+        of one stream adds nothing, and what any other adds is not known: None.
     """
     boundary = next(boundaries(rehearsal), None)
     if boundary is None:
-        return {"copy_bytes_per_second": None, "operators": [], "added_bytes": 0}
+        path = rehearsal.parallel.model.path
+        baseline = path.streams == 1 and all(isinstance(connection, Residual) for connection in path)
+        return {"copy_bytes_per_second": None, "operators": [], "added_bytes": 0 if baseline else None}
     copied, times = _rounds(boundary, seconds)
     return {
         "copy_bytes_per_second": 2 * COPIED / statistics.median(copied),
@@ -157,7 +159,7 @@ def _rounds(boundary: Boundary, seconds: float) -> tuple[list[float], Times]:
     times: Times = {(case.operator, direction): [] for case in cases for direction in (FORWARD, BACKWARD)}
     deadline = time.monotonic() + seconds
     while len(copied) <= LEAST or time.monotonic() < deadline:
-        copied.append(boundary.rehearsal.seconds(lambda: target.copy_(source)))
+        copied.append(_time(boundary.rehearsal, lambda: target.copy_(source)))
         for case in cases:
             _call(boundary.rehearsal, case)  # so that all find in the caches what they themselves leave there
             forward, backward = _call(boundary.rehearsal, case)
@@ -168,17 +170,23 @@ def _rounds(boundary: Boundary, seconds: float) -> tuple[list[float], Times]:
 
 def _call(rehearsal: Rehearsal, case: Case) -> tuple[float, float]:
     """Seconds of a forward call and of its backward."""
-    count = 1 if rehearsal.device.device.type == "cpu" else AT_ONCE
     results: list[list[Tensor]] = []
-    forward = rehearsal.seconds(lambda: results.extend(case.call() for _ in range(count)))
+    forward = _time(rehearsal, lambda: results.append(case.call()))
     upstream = [torch.ones_like(result) for result in results[0]]
+    given = iter(results)
+    backward = _time(rehearsal, lambda: torch.autograd.grad(next(given), case.wanted, upstream, allow_unused=True))
+    return forward, backward
 
-    def backward() -> None:
-        for result in results:
-            torch.autograd.grad(result, case.wanted, upstream, allow_unused=True)
 
-    rehearsal.seconds(lambda: None)  # what was made for it
-    return forward / count, rehearsal.seconds(backward) / count
+def _time(rehearsal: Rehearsal, act: Callable[[], object]) -> float:
+    """Seconds of one time, of as many as the device is given at once."""
+    count = 1 if rehearsal.device.device.type == "cpu" else AT_ONCE
+
+    def acts() -> None:
+        for _ in range(count):
+            act()
+
+    return rehearsal.seconds(acts) / count
 
 
 def _measured(

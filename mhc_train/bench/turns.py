@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import select
 import signal
 import statistics
@@ -15,14 +16,15 @@ from typing import Any
 
 from mhc_train.bench.arms import Arm
 from mhc_train.errors import ConfigError, Interrupted
+from mhc_train.processes import PATIENCE, fate, understood
 from mhc_train.progress import Progress
 from mhc_train.runs import environment
 from mhc_train.stop_signals import Interruption, ended_by_signals
 
 SCHEMA_VERSION = 1
 WORKER = (sys.executable, "-m", "mhc_train.bench.worker")
-PATIENCE = 600
-"""Seconds that an answer may take."""
+PIPE = 1 << 16
+"""Bytes that are read at once."""
 LEAST, ROUNDS = 3, 12
 """Rounds that there are at least, and should be: the shorter a turn, the more alike is the machine to all."""
 OPERATORS_SHARE = 0.25
@@ -37,14 +39,13 @@ class Worker:
     """The process of one arm, which is asked for one thing at a time."""
 
     def __init__(self) -> None:
-        self._messages = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        # A session of its own: the terminal's Ctrl-C is for the command, which then ends this.
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115
+        # A session of its own: the terminal's Ctrl-C is for the command, which then ends all of it.
         self._process = subprocess.Popen(
             WORKER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._messages,
-            text=True,
             start_new_session=True,
         )
 
@@ -54,22 +55,40 @@ class Worker:
         Raises:
             ArmError: there is none, and why.
         """
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
         try:
-            print(json.dumps(question), file=self._process.stdin, flush=True)
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
         except BrokenPipeError:
             raise ArmError(self._fate()) from None
-        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
-            raise ArmError(f"no answer for {PATIENCE} seconds")
-        line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": self._fate()}
+        line = self._line(PATIENCE + question.get("seconds", 0.0))
+        answer = understood(line) if line.endswith("\n") else {"error": self._fate()}
         if "error" in answer:
             raise ArmError(str(answer["error"]))
         return answer
 
+    def _line(self, seconds: float) -> str:
+        """What it says up to the end of the line, or to its own.
+
+        Raises:
+            ArmError: neither came in so many seconds.
+        """
+        assert self._process.stdout
+        deadline, said = time.monotonic() + seconds, b""
+        while not said.endswith(b"\n"):
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                raise ArmError(f"no answer for {seconds:.0f} seconds")
+            part = os.read(self._process.stdout.fileno(), PIPE)
+            if not part:
+                break
+            said += part
+        return said.decode(errors="replace")
+
     def end(self) -> None:
-        """End the process: it has nothing to save."""
-        self._process.kill()
+        """End the process, and those that it has started: they have nothing to save."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended, in the words of two systems
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._messages):
             assert stream
@@ -78,11 +97,9 @@ class Worker:
 
     def _fate(self) -> str:
         """Why the process is no more."""
-        code = self._process.wait()
-        if code < 0:
-            return f"its process was killed by {signal.Signals(-code).name}, perhaps for want of memory"
+        exit_code = self._process.wait()
         self._messages.seek(0)
-        return (self._messages.read().strip().splitlines() or [f"its process ended with exit code {code}"])[-1]
+        return fate(exit_code, self._messages.read().decode(errors="replace"))
 
 
 class Bench:
@@ -127,7 +144,7 @@ class Bench:
         finally:
             for worker in self.workers.values():
                 worker.end()
-        if not self.left:
+        if not any(arm.turns for arm in self.arms):
             raise ConfigError([f"{arm.name}: {arm.error}" for arm in self.arms])
 
     def _start(self, interruption: Interruption) -> None:
@@ -137,23 +154,20 @@ class Bench:
                 self.workers[arm.name] = Worker()
         for arm in self.left:
             assert arm.config
-            arm.facts = self._ask(arm, f"building {arm.name}", config=asdict(arm.config))
+            arm.facts = self._needed(arm, f"building {arm.name}", config=asdict(arm.config))
 
     def _take_turns(self) -> None:
         beginning = self.elapsed
         end = beginning + (self.seconds - beginning) * (1 - OPERATORS_SHARE)
         turn = max(0.0, end - beginning) / ROUNDS / max(1, len(self.left))
-        share = turn / max((arm.facts["one"] * arm.facts["micro_batches"] for arm in self.left), default=1)
+        share = turn / max((arm.facts["step"] for arm in self.left), default=1)
         while self.left and (self.rounds < LEAST or self._another_fits(beginning, end)):
             for arm in self.left:
-                parts = max(1, int(min(1.0, share) * arm.facts["micro_batches"]))
-                found = self._ask(
-                    arm, f"round {self.rounds + 1}, {arm.name}", do="turn", micro_batches=parts, seconds=turn
-                )
+                found = self._needed(arm, f"round {self.rounds + 1}, {arm.name}", do="turn", share=share, seconds=turn)
                 arm.turns += [found] if found else []
             self.rounds += 1
         for arm in self.left:
-            arm.memory = self._ask(arm, "memory", do="memory")
+            arm.memory = self._needed(arm, f"memory of {arm.name}", do="memory")
 
     def _another_fits(self, beginning: float, end: float) -> bool:
         return self.elapsed + (self.elapsed - beginning) / self.rounds <= end
@@ -161,17 +175,32 @@ class Bench:
     def _time_operators(self) -> None:
         each = max(0.0, self.seconds - self.elapsed) / max(1, len(self.left))
         for arm in self.left:
-            arm.operators = self._ask(arm, f"operators of {arm.name}", do="operators", seconds=each)
+            try:
+                arm.operators = self._ask(arm, f"operators of {arm.name}", do="operators", seconds=each)
+            except ArmError as error:
+                arm.operators_error = str(error)
+
+    def _needed(self, arm: Arm, doing: str, **question: Any) -> dict[str, Any]:
+        """A worker's answer; empty where there is none, so that the arm cannot go on, which is noted."""
+        try:
+            return self._ask(arm, doing, **question)
+        except ArmError as error:
+            arm.error = str(error)
+            return {}
 
     def _ask(self, arm: Arm, doing: str, **question: Any) -> dict[str, Any]:
-        """A worker's answer; empty where the arm cannot go on, which is noted."""
+        """A worker's answer.
+
+        Raises:
+            ArmError: there is none, and why; the worker has been ended.
+        """
         self._progress.update(min(int(self.elapsed), self._progress.total - 1), doing)
         try:
             return self.workers[arm.name].ask(**question)
-        except ArmError as error:
-            arm.error = str(error)
-            self.workers.pop(arm.name).end()
-            return {}
+        except ArmError:
+            self.workers[arm.name].end()
+            del self.workers[arm.name]  # not before: a signal meanwhile would leave it there
+            raise
 
     def document(self) -> dict[str, Any]:
         """All that was measured."""
@@ -179,11 +208,11 @@ class Bench:
         return {
             "schema_version": SCHEMA_VERSION,
             "baseline": baseline.name,
-            "device": next(arm.facts["device"] for arm in self.left),
+            "device": next(arm.facts["device"] for arm in self.arms if arm.facts),
             "environment": environment(),
             "seconds": self.elapsed,
             "rounds": self.rounds,
-            "memory_counted": next(arm.memory["counted"] for arm in self.left),
+            "memory_counted": next((arm.memory["counted"] for arm in self.arms if arm.memory), None),
             "arms": [_row(arm, baseline) for arm in self.arms],
         }
 
@@ -223,6 +252,7 @@ def _row(arm: Arm, baseline: Arm) -> dict[str, Any]:
         "overrides": arm.overrides,
         "streams": arm.config.connection.streams if arm.config else None,
         "error": arm.error,
+        "operators_error": arm.operators_error,
         "parameters": arm.facts.get("parameters"),
         "kernels": arm.facts.get("kernels"),
         "tokens_per_step": batch or None,
@@ -258,10 +288,14 @@ def _relative(arm: Arm, baseline: Arm, clock: str) -> dict[str, float] | None:
 
 
 def _predicted(arm: Arm, baseline: Arm) -> float | None:
-    """What the bytes that a connection cannot do without would add, at a copy's speed, to the baseline's step."""
-    if not arm.operators or not baseline.turns:
+    """What the bytes that a connection cannot do without would add, at a copy's speed, to the baseline's step.
+
+    None where nobody has counted them.
+    """
+    added = arm.operators.get("added_bytes")
+    if added is None or not baseline.turns:
         return None
-    if not arm.operators["added_bytes"]:
+    if not added:
         return 0.0
-    seconds = arm.operators["added_bytes"] / arm.operators["copy_bytes_per_second"] / _micro_batch(arm)
+    seconds = added / arm.operators["copy_bytes_per_second"] / _micro_batch(arm)
     return float(seconds / statistics.median(turn["wall"] for turn in baseline.turns))

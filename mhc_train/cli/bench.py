@@ -9,6 +9,9 @@ import typer
 
 from mhc_train.cli.options import ConfigDir, ConfigName, Json, Overrides
 
+LONGEST = 7 * 24 * 3600
+"""Seconds that a benchmark may be told to take."""
+
 
 def bench(
     overrides: Overrides = None,
@@ -57,8 +60,11 @@ def bench(
     from mhc_train.bench.turns import bench as measure
     from mhc_train.cli.output import print_json
     from mhc_train.config.compose import compose
+    from mhc_train.errors import ConfigError
     from mhc_train.runs import new_run_path
 
+    if not seconds <= LONGEST:  # or no number
+        raise ConfigError(f"--seconds {seconds:g}: type a number from 1 to {LONGEST}, a week.")
     arms = plan(overrides or [], arm or [], every, config_name, config_dir)
     runs_dir = Path(compose(overrides or [], config_name, config_dir).runs_dir)
     with _made(output or new_run_path(runs_dir, "bench"), asked_for=output is not None) as directory:
@@ -72,9 +78,10 @@ def bench(
 
 @contextlib.contextmanager
 def _made(directory: Path, asked_for: bool) -> Iterator[Path]:
-    """Makes it before anything is measured, so that nothing is measured in vain; leaves none empty behind."""
+    """Makes it before anything is measured, so that nothing is measured in vain; one made here is not left empty."""
     from mhc_train.files import make_output, storage_errors
 
+    there = directory.exists()
     if asked_for:
         make_output(directory)
     with storage_errors(directory):
@@ -82,8 +89,9 @@ def _made(directory: Path, asked_for: bool) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        with contextlib.suppress(OSError):  # it is not empty
-            directory.rmdir()
+        if not there:
+            with contextlib.suppress(OSError):  # it is not empty
+                directory.rmdir()
 
 
 def _write(document: dict[str, Any], directory: Path) -> list[Path]:

@@ -59,6 +59,8 @@ class Connection(nn.Module, ABC):
         # A subclass that replaces a step, but not what does all at once, wants its own to be called.
         self.fuses = self._depth("fused") <= min(map(self._depth, self.fused_steps))
         self.writes_by_maps = type(self).write is Connection.write
+        self.given_pre = config.single_pass or not config.dynamic
+        """Whether its read weights are there before the streams are: nothing is made of them to read by."""
 
     @classmethod
     def _depth(cls, method: str) -> int:

@@ -1,7 +1,6 @@
 """What the runs of an arm will cost, before they start: sizes that are known, times from a trial's measured steps."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -10,13 +9,12 @@ from typing import Any
 
 from mhc_train.errors import Interrupted
 from mhc_train.model.cost import parameters_by_part, training_flops_per_token
+from mhc_train.processes import PATIENCE, fate, understood
 from mhc_train.schema import Config
 from mhc_train.stop_signals import ended_by_signals
 from mhc_train.training.plan import skeleton_of
 
 TRIAL = (sys.executable, "-m", "mhc_train.experiments.trial")
-PATIENCE = 600
-"""Seconds that a trial may take."""
 NOT_ASKED = "not estimated, as --no-estimate asks"
 
 
@@ -90,13 +88,9 @@ def run_trial(config: Config) -> dict[str, Any]:
             trial = subprocess.run(TRIAL, input=asked, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         raise TrialError(f"its trial took longer than {PATIENCE} seconds") from None
-    if trial.returncode < 0:
-        raise TrialError(
-            f"its trial was killed by {signal.Signals(-trial.returncode).name}, perhaps for want of memory"
-        )
-    if trial.returncode > 0:
-        raise TrialError((trial.stderr.strip().splitlines() or ["its trial failed without a word"])[-1])
-    answer: dict[str, Any] = json.loads(trial.stdout)
+    if trial.returncode:
+        raise TrialError(fate(trial.returncode, trial.stderr))
+    answer = understood(trial.stdout)
     if "error" in answer:
         raise TrialError(str(answer["error"]))
     return answer

@@ -38,17 +38,17 @@ def measure(config: Config, started: float) -> dict[str, Any]:
         ConfigError: the device is not there, or cannot compute this.
     """
     rehearsal = Rehearsal(config)
-    whole = rehearsal.micro_batches
-    warm_ups = (rehearsal.step(1), rehearsal.step(1), rehearsal.validation)
-    _, one, _ = map(rehearsal.seconds, warm_ups)
+    step = rehearsal.step(1)
+    _, whole, _ = step(), step().wall, rehearsal.validation()
     start_up = time.time() - started
-    parts = min(whole, max(1, int(SECONDS / one / 2)))
-    steps, validations = _several(rehearsal, rehearsal.step(parts)), _several(rehearsal, rehearsal.validation)
+    step = rehearsal.step(rehearsal.part(SECONDS / 2 / whole))
+    steps = _several(lambda: step().wall)
+    validations = _several(lambda: rehearsal.seconds(rehearsal.validation))
     memory, counted = rehearsal.device.peak_memory()
     validated = config.data.validation_tokens / (config.data.seq_len * config.train.micro_batch)
     return {
         "start_up": start_up,
-        "step": statistics.median(steps) * whole / parts,
+        "step": statistics.median(steps),
         "steps": len(steps),
         "validation": statistics.median(validations) * validated,
         "peak_memory": memory,
@@ -56,12 +56,13 @@ def measure(config: Config, started: float) -> dict[str, Any]:
     }
 
 
-def _several(rehearsal: Rehearsal, act: Callable[[], object]) -> list[float]:
-    """The seconds of each of a few times."""
-    times = [rehearsal.seconds(act)]
-    while len(times) < MOST and sum(times) < SECONDS:
-        times.append(rehearsal.seconds(act))
-    return times
+def _several(measured: Callable[[], float]) -> list[float]:
+    """What is measured each of a few times."""
+    deadline = time.monotonic() + SECONDS
+    found = [measured()]
+    while len(found) < MOST and time.monotonic() < deadline:
+        found.append(measured())
+    return found
 
 
 def main() -> None:

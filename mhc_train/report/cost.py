@@ -30,6 +30,12 @@ ARMS = (
 )
 OPERATORS = ("connection", "operator", "pass", "time", "moved", "of a copy's speed")
 NAMES = {"read": "read", "write": "write", "cross": "crossing"}
+MAPS = "A read and a crossing make the sublayer's maps, too: gates and the mixer, from the features."
+GROWTH = (
+    "its growth from just before the model was built to the most of all steps. Where the whole process counts, its "
+    "allocator's reserves do."
+)
+PARTS = "Of a step, fewer micro-batches than it has were measured, and its update once; it is told whole."
 BAR = 0.36
 """Height of a bar, of a row of 1."""
 
@@ -56,21 +62,23 @@ def operator_rows(document: Document) -> Rows:
 
 
 def remarks(document: Document) -> list[str]:
-    """What the tables leave open: why an arm was not measured, what was measured and how."""
-    failed = [f"{arm['name']}: {arm['error']}." for arm in document["arms"] if arm["error"]]
-    kernels = dict.fromkeys(arm["kernels"] for arm in document["arms"] if arm["kernels"] and arm["streams"] != 1)
-    copies = [arm["copy_bytes_per_second"] for arm in document["arms"] if arm["copy_bytes_per_second"]]
+    """What the tables leave open: what was not measured and why, what was measured and how."""
+    arms = document["arms"]
+    kernels = dict.fromkeys(arm["kernels"] for arm in arms if arm["kernels"] and arm["streams"] != 1)
+    copies = [arm["copy_bytes_per_second"] for arm in arms if arm["copy_bytes_per_second"]]
     copy = f" A copy moves {max(copies) / 1e9:.1f} GB/s here." if copies else ""
-    parts = [arm for arm in document["arms"] if arm["micro_batches_measured"] != arm["micro_batches"] and arm["turns"]]
+    parts = any(arm["micro_batches_measured"] != arm["micro_batches"] and arm["turns"] for arm in arms)
     return [
-        *failed,
+        *(f"{arm['name']}: {arm['error']}." for arm in arms if arm["error"]),
+        *(f"{arm['name']}, operators: {arm['operators_error']}." for arm in arms if arm["operators_error"]),
         f"{document['rounds']} rounds in which all take turns; ratios are of the same round. "
         f"Device: {document['device']}.",
         *(f"Kernels {path}." for path in kernels),
         f"By traffic: what the least bytes that a connection moves would add at a copy's speed.{copy} Moved: those "
         "bytes over the measured time.",
-        f"Memory: {document['memory_counted']}, most of all steps, beyond what the process takes without a model.",
-        *(["A step was measured on fewer micro-batches than it has, and is told whole."] if parts else []),
+        *([MAPS] if any(arm["operators"] for arm in arms) else []),
+        *([f"Memory: {document['memory_counted']}; {GROWTH}"] if document["memory_counted"] else []),
+        *([PARTS] if parts else []),
     ]
 
 

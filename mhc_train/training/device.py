@@ -15,6 +15,8 @@ from mhc_train.schema import DataConfig, TrainConfig
 
 MOST_WORKERS = 8
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+PROCESS = Path("/proc/self")
+"""Where Linux tells of this process."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,14 @@ class Device:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device), "allocated on the GPU"
         return _peak_resident(), "resident, whole process"
+
+    def reset_peak_memory(self) -> None:
+        """Let the peak start anew from what is in use now; it stays where the system offers no way to do so."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with contextlib.suppress(OSError):
+            (PROCESS / "clear_refs").write_text("5")
 
 
 def choose_device(config: TrainConfig, only_planned: bool = False) -> Device:
@@ -106,9 +116,9 @@ def check_float64(device: Device, needed: bool) -> None:
 
 def _peak_resident() -> int:
     """The most bytes of memory that this process has had."""
-    if sys.platform == "linux":
+    with contextlib.suppress(OSError, StopIteration):  # not Linux, or one that does not tell
         # What getrusage counts there begins with the peak of the process that started this one.
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = (PROCESS / "status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
     # macOS counts bytes, others kibibytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

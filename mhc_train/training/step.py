@@ -60,6 +60,27 @@ def take_step(
     All ranks see the same loss and norm, and so refuse alike. A `watch` looks through the first micro-batch.
     """
     loss = accumulate_gradients(parallel, batch, micro_batch, device, watch)
+    return update(parallel, optimizer, guard, loss, device, grad_clip)
+
+
+def update(
+    parallel: Parallel,
+    optimizer: torch.optim.AdamW,
+    guard: Guard,
+    loss: Float[Tensor, ""],
+    device: Device,
+    grad_clip: float,
+) -> StepResult:
+    """Clip the gradients that there are, apply them unless the guard refuses, and forget them.
+
+    Args:
+        parallel: the model, its gradients those of a global batch.
+        optimizer: of its parameters.
+        guard: refuses by the loss and the gradients' norm.
+        loss: that the gradients are of.
+        device: where all of it is.
+        grad_clip: the norm beyond which gradients are scaled down to it; 0: none.
+    """
     norm = whole(torch.nn.utils.clip_grad_norm_(parallel.model.parameters(), grad_clip or float("inf")))
     # The fused optimizer leaves parameters, moments and step count alone where this is 1: the host need not know.
     optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from tiny import TINY, run_command
 
+from mhc_train.cli.bench import _made
+
 ARGUMENTS = [*TINY, "train.threads=1", "train.batch_tokens=512", "train.micro_batch=4"]
 
 
@@ -22,23 +24,26 @@ def children_of(pid: int) -> list[int]:
 def test_every_connection_is_measured_beside_the_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--arm", "mhc", "--arm", "hc connection.streams=2", "--seconds", "1", "-o", str(tmp_path / "out")]
+    arms = ["--arm", "mhc", "--arm", "hc connection.streams=2", "--arm", "mhc connection.where=attention"]
+    options = [*arms, "data.seq_len=128", "train.batch_tokens=2048", "--seconds", "1", "-o", str(tmp_path / "out")]
     assert run_command(monkeypatch, "bench", *ARGUMENTS, *options, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema_version"] == 1 and document["rounds"] >= 3
-    residual, mhc, hc = document["arms"]
-    assert (residual["name"], mhc["name"]) == ("residual", "mhc") and hc["streams"] == 2
+    residual, mhc, hc, attention = document["arms"]
+    assert (residual["name"], mhc["name"]) == ("residual", "mhc where=all") and hc["streams"] == 2
     assert residual["relative_step_time"] == {"median": 1, "low": 1, "high": 1}
-    assert mhc["relative_memory"] > 0 and mhc["relative_step_time"]["median"] > 0.5
-    assert mhc["tokens_per_step"] == 512 and mhc["micro_batches"] == 4
+    assert mhc["relative_memory"] > 1 and mhc["relative_step_time"]["median"] > 0.5
+    assert mhc["tokens_per_step"] == 2048 and mhc["micro_batches"] == 4
     assert mhc["predicted_overhead"] > hc["predicted_overhead"] > residual["predicted_overhead"] == 0
+    assert attention["step_seconds"] and attention["predicted_overhead"] is None and attention["operators"] == []
+    assert all(arm["error"] is None and arm["operators_error"] is None for arm in document["arms"])
     assert [(found["operator"], found["direction"]) for found in mhc["operators"]] == [
         (operator, direction) for operator in ("read", "write", "cross") for direction in ("forward", "backward")
     ]
     for found in mhc["operators"]:
         assert found["bytes_per_second"] == pytest.approx(found["minimal_bytes"] / found["seconds"])
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == document
-    assert "| mhc | crossing | backward |" in (tmp_path / "out" / "bench.md").read_text()
+    assert "| mhc where=all | crossing | backward |" in (tmp_path / "out" / "bench.md").read_text()
     assert ElementTree.parse(tmp_path / "out" / "bench.svg").getroot().tag.endswith("svg")
 
 
@@ -49,6 +54,8 @@ def test_people_get_tables_and_a_directory_in_runs(
     assert run_command(monkeypatch, "bench", *arguments) == 0
     out = capsys.readouterr().out
     assert "What connections cost" in out and "Operators by themselves" in out and "A copy moves" in out
+    assert "A read and a crossing make the sublayer's maps" in out
+    assert "Memory: resident, whole process; its growth from just before the model was built" in out
     (directory,) = (tmp_path / "runs").iterdir()
     assert f"Written: {directory / 'bench.json'}" in out
     assert run_command(monkeypatch, "runs", str(tmp_path / "runs")) == 0
@@ -62,6 +69,8 @@ def test_people_get_tables_and_a_directory_in_runs(
         (["model.dim=33"], "model.dim"),
         (["connection=hc,mhc"], "several values"),
         (["--arm", ""], "names no arm"),
+        (["--seconds", "inf"], "--seconds inf: type a number from 1 to 604800"),
+        (["--seconds", "nan"], "--seconds"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_starts(
@@ -88,6 +97,15 @@ def test_a_benchmark_that_measures_nothing_leaves_nothing(
     assert run_command(monkeypatch, "bench", *ARGUMENTS, "--arm", "mhc", f"runs_dir={tmp_path / 'runs'}") == 2
     assert "MHC_KERNELS" in capsys.readouterr().err
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_directory_that_was_there_before_stays(tmp_path: Path) -> None:
+    for name in ("before", "new"):
+        (tmp_path / "before").mkdir(exist_ok=True)
+        with pytest.raises(RuntimeError), _made(tmp_path / name, asked_for=True) as directory:
+            assert directory.is_dir()
+            raise RuntimeError
+    assert list(tmp_path.iterdir()) == [tmp_path / "before"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -324,6 +324,7 @@ def test_a_runs_time_is_start_up_steps_and_validations(monkeypatch: pytest.Monke
         ("import sys; sys.exit('no such thing')", "no such thing"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL, perhaps for want of memory"),
         ('print(\'{"error": "out of memory"}\')', "out of memory"),
+        ("print('Loading kernels')", "an answer that is none: 'Loading kernels'"),
         ("import time; time.sleep(60)", "longer than 1 seconds"),
     ],
 )
