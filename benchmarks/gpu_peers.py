@@ -1,16 +1,26 @@
-"""One site of mHC for `gpu.py`: by these kernels, by plain torch, compiled or not, by liger-kernel."""
+"""One site of mHC for `gpu.py`: by these kernels and by plain torch, compiled or not, and by liger-kernel."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from gpu_kernels import ROUNDS, Scale, times
+from gpu_run import brief
 from torch import Tensor
+from torch._functorch import config as functorch
 
-from mhc_train.kernels import triton as kernels
+from mhc_train import kernels
+from mhc_train.kernels.choice import TRITON, VARIABLE
 
 EPS = 1e-6
 PARTS = ("read", "write", "crossing")
+LIGER = "liger-kernel"
+NOTE = (
+    "liger-kernel's maps are another function: it sums over rows first, adds an eps to every sum, and its projection's "
+    "weight is in the streams' precision. Only the times can be compared."
+)
 
 
 class Site(NamedTuple):
@@ -32,7 +42,7 @@ Way = Callable[[str, Site], tuple[Tensor, ...]]
 
 def site(dim: int, scale: Scale) -> Site:
     """Random, every tensor a leaf that wants its gradient."""
-    n, dtype = scale.streams, scale.dtypes[-1]
+    n, dtype = scale.streams, scale.dtype
     k = n * n + 2 * n
 
     def normal(*shape: int, size: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -49,46 +59,17 @@ def spread(gates: Tensor, n: int) -> Tensor:
     return torch.cat([gates[:1].expand(n), gates[1:2].expand(n), gates[2:].expand(n * n)])
 
 
-class Cross(torch.autograd.Function):
-    """The kernels under autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        results = kernels.cross(*arguments)
-        ctx.arguments, ctx.features, ctx.scale = arguments, results[2], results[3]
-        ctx.mark_non_differentiable(results[3])
-        ctx.set_materialize_grads(False)
-        return results
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
-        found = kernels.cross_backward(*upstream[:3], *ctx.arguments, ctx.features, ctx.scale)
-        streams, output, post, res, weight, gate, bias, pre = (grad if grad.numel() else None for grad in found)
-        return streams, output, post, res, weight, None, gate, bias, None, pre
-
-
-class Sinkhorn(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(logits)
-        return kernels.sinkhorn(logits, ROUNDS, True, 0.0)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
-        return kernels.sinkhorn_backward(upstream[0], *ctx.saved_tensors, ROUNDS, True, 0.0)
-
-
 def ours(part: str, given: Site) -> tuple[Tensor, ...]:
+    """The operators that trainings use."""
     n = given.streams.shape[1]
-    writing = (None, None, None) if part == "read" else (given.output, given.post, given.res)
-    reading: tuple[Any, ...] = (None, EPS, None, None, 0.0, None)
-    if part != "write":
-        reading = (given.weight, EPS, given.gates[0], given.bias[:n], 0.0, None)
-    written, x, features, _ = Cross.apply(given.streams, *writing, *reading)
+    write = None if part == "read" else kernels.Write(given.output, given.post, given.res)
     if part == "write":
-        return (written,)
-    logits = features[:, 0, n:] * spread(given.gates, n)[n:] + given.bias[n:]
-    maps = 2 * logits[:, :n].sigmoid(), Sinkhorn.apply(logits[:, n:].unflatten(-1, (n, n)))
+        return (kernels.cross(given.streams, write, None, None)[0],)
+    reading = kernels.Reading(given.gates[0], given.bias[:n])
+    written, x, features = kernels.cross(given.streams, write, kernels.Projection(given.weight, EPS), reading)
+    logits = features[:, n:] * spread(given.gates, n)[n:] + given.bias[n:]
+    matrices = kernels.sinkhorn(logits[:, n:].unflatten(-1, (n, n)), ROUNDS, True, 0.0)
+    maps = 2 * logits[:, :n].sigmoid(), matrices
     return (x, *maps) if part == "read" else (written, x, *maps)
 
 
@@ -112,60 +93,69 @@ def plain(part: str, given: Site) -> tuple[Tensor, ...]:
     return (x, *maps) if part == "read" else (state.to(dtype), x, *maps)
 
 
-def liger() -> Way | None:
-    """liger-kernel's operators, where they are installed."""
-    try:
-        from liger_kernel.transformers.functional import liger_mhc_coeffs, liger_mhc_post_res, liger_mhc_pre
-    except ImportError:
-        return None
+def liger(part: str, given: Site) -> tuple[Tensor, ...]:
+    """See `NOTE`."""
+    from liger_kernel.transformers.functional import liger_mhc_coeffs, liger_mhc_post_res, liger_mhc_pre
 
-    def way(part: str, given: Site) -> tuple[Tensor, ...]:
-        state = given.streams
-        if part != "read":
-            state = liger_mhc_post_res(state, given.output, given.post, given.res)
-        if part == "write":
-            return (state,)
-        # Its weight is the transpose, in the streams' dtype.
-        weight = given.weight.T.to(state.dtype).contiguous()
-        pre, post, res = liger_mhc_coeffs(state, weight, given.bias, *given.gates.unbind(), tmax=ROUNDS)
-        x = liger_mhc_pre(state, pre)
-        return (x, post, res) if part == "read" else (state, x, post, res)
-
-    return way
+    state = given.streams
+    if part != "read":
+        state = liger_mhc_post_res(state, given.output, given.post, given.res)
+    if part == "write":
+        return (state,)
+    # Its weight is the transpose, in the streams' dtype.
+    weight = given.weight.T.to(state.dtype).contiguous()
+    pre, post, res = liger_mhc_coeffs(state, weight, given.bias, *given.gates.unbind(), tmax=ROUNDS)
+    x = liger_mhc_pre(state, pre)
+    return (x, post, res) if part == "read" else (state, x, post, res)
 
 
-def ways(scale: Scale) -> dict[str, Way]:
-    """Everything that can be had here."""
+def ways(device: str) -> dict[str, Way]:
     found: dict[str, Way] = {"ours": ours, "plain": plain}
-    if scale.device == "cuda":
-        found["plain, compiled"] = torch.compile(plain, dynamic=False)
-        if theirs := liger():
-            found["liger-kernel"] = theirs
-    return found
+    if device == "cpu":
+        return found
+    # A backward pass that is timed again and again must leave what it was given alone.
+    functorch.donated_buffer = False
+    compiled: dict[str, Way] = {f"{name}, compiled": torch.compile(way, dynamic=False) for name, way in found.items()}
+    return {**found, **compiled, LIGER: liger}
 
 
 def acts(way: Way, part: str, given: Site) -> dict[str, Callable[[], Any]]:
-    """The forward pass alone, and the backward pass alone, of one that is kept."""
+    """The forward pass alone, and the backward pass alone, of one that is kept; each has been run once."""
     results = way(part, given)
     upstream = [torch.randn_like(result) for result in results]
 
     def backward() -> Any:
         return torch.autograd.grad(results, given, upstream, retain_graph=True, allow_unused=True)
 
+    backward()
     return {"forward": lambda: way(part, given), "backward": backward}
 
 
-def beside(scale: Scale) -> list[dict[str, Any]]:
-    """Milliseconds of every part by every way, those of one part taken in turn."""
-    rows = []
-    for dim in scale.dims:
-        given = site(dim, scale)
+def beside(scale: Scale, dim: int) -> dict[str, Any]:
+    """Milliseconds of every part by every way, those of one part taken in turn; and why some are missing."""
+    # These kernels or none: not the eager path, silently, in their place.
+    with mock.patch.dict(os.environ, {VARIABLE: TRITON}):
+        given, found = site(dim, scale), ways(scale.device)
+        rows: list[dict[str, Any]] = []
+        refused: dict[str, str] = {}
         for part in PARTS:
-            entered = {name: acts(way, part, given) for name, way in ways(scale).items()}
-            for direction in ("forward", "backward"):
-                taken = times({name: act[direction] for name, act in entered.items()}, scale.device, scale.repeats)
-                rows += [
-                    {"part": part, "dim": dim, "direction": direction, "way": name, **row}
-                    for name, row in taken.items()
-                ]
-    return rows
+            for direction, taken in part_times(part, given, found, scale, refused).items():
+                row = {"part": part, "dim": dim, "direction": direction}
+                rows += [{**row, "way": name, **values} for name, values in taken.items()]
+    return {"rows": rows, "refused": refused, "note": NOTE}
+
+
+def part_times(
+    part: str, given: Site, found: dict[str, Way], scale: Scale, refused: dict[str, str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Of both directions of one part; a way that fails is noted among `refused`."""
+    entered = {}
+    for name, way in found.items():
+        try:
+            entered[name] = acts(way, part, given)
+        except Exception as error:
+            refused[f"{name}, {part}"] = brief(error)
+    return {
+        direction: times({name: act[direction] for name, act in entered.items()}, scale.device, scale.repeats)
+        for direction in ("forward", "backward")
+    }

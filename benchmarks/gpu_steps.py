@@ -1,101 +1,142 @@
-"""Whole training steps for `gpu.py`: what mHC adds to a residual model's, in time and in memory, side by side."""
+"""Whole training steps for `gpu.py`: what mHC adds to a residual model's, in time and in memory, side by side.
 
+Every arm is a process of its own: they compile at the same time, each knows its own peak memory, and one that fails
+leaves the others alone. Timed, they take turns.
+"""
+
+import contextlib
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_kernels import Scale, milliseconds, summary
+from gpu_kernels import Scale, summary
+from gpu_run import Apart, Clock, brief
 from record import significant
 
 from mhc_train.config.compose import compose
-from mhc_train.errors import MhcTrainError
-from mhc_train.model import Transformer
-from mhc_train.ranks import Ranks
-from mhc_train.schema import Config, key_names
-from mhc_train.training.device import choose_device
-from mhc_train.training.distributed import lay_out
-from mhc_train.training.optimizer import build_optimizer
-from mhc_train.training.step import Guard, take_step
+from mhc_train.kernels import describe
+from mhc_train.schema import Config
+from mhc_train.training.rehearsal import Rehearsal
 
 COMMON = ("data=fineweb_edu", "tracker=none", "data.seq_len=4096", "train=gpu", "train.micro_batch=2")
 FULL = {
-    "1b, C = 2048": (*COMMON, "model=1b", "train.batch_tokens=16384"),
-    "4 layers, C = 4096": (
+    "1b": (*COMMON, "model=1b", "train.batch_tokens=16384"),
+    "wide": (
         *COMMON, "model=1b", "model.dim=4096", "model.layers=4", "model.ffn_dim=11264", "train.batch_tokens=16384",
     ),
 }  # fmt: skip
-"""Models, by what the table calls them."""
-SMOKE = {"tiny": ("model=tiny", "tracker=none", "data.seq_len=32", "train.batch_tokens=512", "train.device=cpu")}
+"""Models: of C = 2048, and 4 layers of C = 4096."""
+_TINY = (
+    "model=tiny", "tracker=none", "model.layers=2", "data.seq_len=32", "train.micro_batch=2", "train.batch_tokens=128",
+    "train.device=cpu",
+)  # fmt: skip
+SMOKE = {"1b": _TINY, "wide": (*_TINY, "model.dim=256")}
 BASELINE = "residual"
-
-
-class Training:
-    """A model, its optimizer and a batch: enough to take steps."""
-
-    def __init__(self, typed: list[str]) -> None:
-        self.config: Config = compose(typed)
-        train, data = self.config.train, self.config.data
-        self.device = choose_device(train)
-        self.model = Transformer(self.config.model, self.config.connection, data.vocab_size, self.config.seed)
-        self.parallel = lay_out(self.model, self.config, Ranks(), self.device.device)
-        self.optimizer, self.guard = build_optimizer(self.model, self.config.optim), Guard(hold=True)
-        shape = (train.batch_tokens // data.seq_len, data.seq_len + 1)
-        self.batch = torch.randint(data.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-
-    def step(self) -> None:
-        train = self.config.train
-        take_step(
-            self.parallel, self.optimizer, self.guard, self.batch, train.micro_batch, self.device,
-            self.config.optim.grad_clip,
-        )  # fmt: skip
-
-    def peak(self) -> int:
-        """Bytes of a step: what it allocates on top of all that is there, and its own weights and moments."""
-        if self.device.device.type == "cpu":
-            return 0
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        self.step()
-        own = sum(tensor.nbytes for tensor in self.model.parameters())
-        moments = sum(value.nbytes for state in self.optimizer.state.values() for value in state.values())
-        return torch.cuda.max_memory_allocated() - before + own + moments
+ROUNDS, FEWEST = 10, 3
+STEPS = 2
+"""That are timed in one turn, after one that is not."""
 
 
 def arms(typed: tuple[str, ...], recompute: list[str]) -> dict[str, list[str]]:
-    """What is typed for the baseline, and for mHC with each way of recomputation."""
-    half = ["train.stream_precision=bfloat16"] if "train.stream_precision" in key_names() else []
-    mhc = {f"mhc, recompute {how}": [*typed, *half, "connection=mhc", f"train.recompute={how}"] for how in recompute}
-    return {BASELINE: [*typed, *half, "connection=residual"], **mhc}
+    """What is typed for the baseline, and for mHC with each way of recomputation; all with streams in bfloat16."""
+    half = [*typed, "train.stream_precision=bfloat16"]
+    mhc = {f"mhc, recompute {how}": [*half, "connection=mhc", f"train.recompute={how}"] for how in recompute}
+    return {BASELINE: [*half, "connection=residual"], **mhc}
 
 
-def built(typed: tuple[str, ...], recompute: list[str]) -> tuple[dict[str, Training], dict[str, str]]:
-    """The arms that can be had here, warmed up, and why others cannot."""
-    trainings, refused = {}, {}
-    for name, words in arms(typed, recompute).items():
-        try:
-            training = Training(words)
-            for _ in range(3):
-                training.step()
-        except (MhcTrainError, torch.OutOfMemoryError) as error:
-            refused[name] = str(error)
-            continue
-        trainings[name] = training
-    return trainings, refused
+def arm(pipe: Any, words: list[str]) -> None:
+    """A training in this process: says what it is as soon as it is compiled, and takes a turn for every message."""
+    rehearsal = Rehearsal(compose(words))
+    step = rehearsal.step(rehearsal.micro_batches)
+    # The others warm up beside it: for want of memory it may have to do so again, alone, in its first turn.
+    with contextlib.suppress(torch.OutOfMemoryError):
+        for _ in range(2):
+            rehearsal.seconds(step)
+    leave_memory(rehearsal)
+    pipe.send(described(rehearsal))
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            pipe.send(turn(rehearsal, step))
 
 
-def steps(typed: tuple[str, ...], recompute: list[str], scale: Scale, in_time: Callable[[], bool]) -> dict[str, Any]:
+def described(rehearsal: Rehearsal) -> dict[str, Any]:
+    """What the model has taken on: how its streams are rebuilt, their precision and their kernels."""
+    model, dim = rehearsal.parallel.model, rehearsal.config.model.dim
+    path, dtype = model.path, model.path.stream_dtype
+    return {
+        "segments": list(model.recompute),
+        "streams": str(dtype).removeprefix("torch."),
+        "kernels": describe(rehearsal.device.device, dtype, path.streams, dim),
+    }
+
+
+def turn(rehearsal: Rehearsal, step: Any) -> dict[str, float]:
+    """Milliseconds of a step, and the most memory it takes; nothing else is at work on the device."""
+    rehearsal.seconds(step)
+    if rehearsal.device.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = rehearsal.seconds(lambda: [step() for _ in range(STEPS)]) / STEPS
+    peak, _ = rehearsal.device.peak_memory()
+    leave_memory(rehearsal)
+    return {"ms": seconds * 1e3, "peak_bytes": peak}
+
+
+def leave_memory(rehearsal: Rehearsal) -> None:
+    """To the others, all that only a step in progress needs."""
+    if rehearsal.device.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def head_share(config: Config) -> float:
+    """The head's part of the operations of all products with weights; connections not counted."""
+    model = config.model
+    head = config.data.vocab_size * model.dim
+    heads = model.dim + model.dim * model.kv_heads // model.heads
+    layer = 2 * model.dim * heads + 3 * model.dim * model.ffn_dim
+    return head / (head + model.layers * layer)
+
+
+def steps(typed: tuple[str, ...], recompute: list[str], scale: Scale, clock: Clock) -> dict[str, Any]:
     """Every arm's time and peak memory, and their ratios to the baseline's within the same rounds."""
-    trainings, refused = built(typed, recompute)
-    peaks = {name: training.peak() for name, training in trainings.items()}
-    rounds: list[dict[str, float]] = []
-    while len(rounds) < min(scale.repeats, 12) and (len(rounds) < 2 or in_time()):
-        rounds.append({name: milliseconds(one.step, scale.device) for name, one in trainings.items()})
+    config, usual = compose(list(typed)), compose(list(FULL["1b"]))
+    running = {name: Apart(arm, words) for name, words in arms(typed, recompute).items()}
+    refused: dict[str, str] = {}
+    try:
+        adapted = answers(running, refused, clock, ask=False)
+        clock.say(f"compiled: {'; '.join(running)}")
+        rounds: list[dict[str, Any]] = []
+        while running and len(rounds) < min(ROUNDS, scale.repeats) and (len(rounds) < FEWEST or clock.in_time()):
+            rounds.append(answers(running, refused, clock, ask=True))
+        found = {name: {**adapted[name], **row(name, rounds)} for name in running}
+    finally:
+        for one in running.values():
+            one.end()
+    sizes = {"layers": config.model.layers, "dim": config.model.dim}
+    shares = {"head_share": significant(head_share(config)), "head_share_1b": significant(head_share(usual))}
+    return {**sizes, **shares, "rounds": len(rounds), "arms": found, "refused": refused}
+
+
+def answers(running: dict[str, Apart], refused: dict[str, str], clock: Clock, ask: bool) -> dict[str, Any]:
+    """The next of every arm, one after the other; an arm that has none is no longer running."""
     found = {}
-    for name in trainings:
-        row: dict[str, Any] = {**summary([turn[name] for turn in rounds]), "peak_bytes": peaks[name]}
-        if BASELINE in trainings:
-            row["time_ratio"] = significant(statistics.median(turn[name] / turn[BASELINE] for turn in rounds))
-            row["memory_ratio"] = significant(peaks[name] / peaks[BASELINE]) if peaks[BASELINE] else None
-        found[name] = row
-    return {"rounds": len(rounds), "arms": found, "refused": refused}
+    for name, one in list(running.items()):
+        try:
+            if ask:
+                one.send(None)
+            found[name] = one.receive(clock.left())
+        except (RuntimeError, OSError) as error:
+            refused[name] = brief(error)
+            running.pop(name).end()
+    return found
+
+
+def row(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of one arm."""
+    peak = max(turns[name]["peak_bytes"] for turns in rounds)
+    found = {**summary([turns[name]["ms"] for turns in rounds]), "peak_bytes": peak}
+    if all(BASELINE in turns for turns in rounds):
+        ratio = statistics.median(turns[name]["ms"] / turns[BASELINE]["ms"] for turns in rounds)
+        base = max(turns[BASELINE]["peak_bytes"] for turns in rounds)
+        found |= {"time_ratio": significant(ratio), "memory_ratio": significant(peak / base)}
+    return found

@@ -15,10 +15,10 @@ def significant(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def write_json(name: str, document: Any) -> None:
-    """Leave a document in `benchmarks/results/`."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+def write_json(name: str, document: Any, folder: Path = RESULTS) -> None:
+    """Leave a document in `benchmarks/results/`, or elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def write_table(name: str, intro: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

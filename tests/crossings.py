@@ -23,18 +23,18 @@ class Case(NamedTuple):
     upstream: dict[str, Tensor | None]
 
 
-def fresh_generator() -> torch.Generator:
+def fresh_generator(device: str = "cpu") -> torch.Generator:
     """Seeded by the clock; pytest shows the seed with whatever fails."""
     seed = time.time_ns() % 2**31
     print("seed", seed)
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
 
 
 def case(kind: str, tokens: int, n: int, dim: int, joint: bool, dtype: torch.dtype, generator: torch.Generator) -> Case:
-    """Random inputs of one kind of crossing, on the CPU; coefficients are float32."""
+    """Random inputs of one kind of crossing, on the generator's device; coefficients are float32."""
 
     def normal(*shape: int, size: float = 1.0) -> Tensor:
-        return torch.randn(shape, generator=generator) * size
+        return torch.randn(shape, generator=generator, device=generator.device) * size
 
     k = n * n + 2 * n if joint else n + 2
     writes, reads = "read" not in kind and kind != "projection", "write" not in kind and kind != "projection"
