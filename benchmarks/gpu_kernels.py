@@ -102,10 +102,15 @@ def directions(kind: str, dim: int, scale: Scale) -> dict[str, Callable[[], Any]
     forwards, backwards = [], []
     for _ in range(3):
         case = crossings.case(kind, scale.tokens, scale.streams, dim, True, scale.dtype, generator)
-        results = kernels.cross(**case.arguments)
+        # As they lie in a training, so that nothing is copied first.
+        arguments = {
+            name: value.contiguous() if isinstance(value, torch.Tensor) else value
+            for name, value in case.arguments.items()
+        }
+        results = kernels.cross(**arguments)
         upstream = tuple(case.upstream[name] for name in ("written", "x", "features"))
-        given = {**case.arguments, "features": results[2], "scale": results[3]}
-        forwards.append(lambda given=case.arguments: kernels.cross(**given))
+        given = {**arguments, "features": results[2], "scale": results[3]}
+        forwards.append(lambda given=arguments: kernels.cross(**given))
         backwards.append(lambda upstream=upstream, given=given: kernels.cross_backward(*upstream, **given))
     return {"forward": rotating(forwards), "backward": rotating(backwards)}
 
