@@ -11,7 +11,10 @@ LINE_EVERY_SECONDS = 10
 
 
 class Progress:
-    """Shows how much of `total` is done, some facts, and the time left; a context manager. Silent if not `shown`."""
+    """Shows how much of `total` is done, some facts, and the time left; a context manager. Silent if not `shown`.
+
+    `total` may be set anew as more is known.
+    """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "step", shown: bool = True) -> None:
         self.label, self.total, self.first, self.unit, self.shown = label, total, done, unit, shown
@@ -34,7 +37,7 @@ class Progress:
     def update(self, done: int, facts: str) -> None:
         """Show that `done` of the total are finished."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, facts=facts)
+            self.bar.update(self.task, total=self.total, completed=done, facts=facts)
             return
         now = time.monotonic()
         if self.shown and (now - self.last_line >= LINE_EVERY_SECONDS or done == self.total):

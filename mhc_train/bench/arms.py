@@ -10,6 +10,7 @@ from mhc_train.errors import ConfigError
 from mhc_train.experiments.arms import arm_names, key_of
 from mhc_train.experiments.jobs import check
 from mhc_train.schema import Config
+from mhc_train.training.device import choose_device
 
 BASELINE = "residual"
 USUAL = ("hc", "mhc", "mhc_single_pass")
@@ -64,6 +65,9 @@ def plan(
         options = groups(config_dir)["connection"] if every else USUAL
         arms += [_option(name, overrides, config_name, config_dir) for name in options if name != BASELINE]
         arms.append(Arm("", list(overrides), compose(overrides, config_name, config_dir)))
+    for arm in arms:
+        if arm.config:
+            choose_device(arm.config.train)
     return _named(_distinct(arms))
 
 

@@ -28,7 +28,7 @@ PIPE = 1 << 16
 LEAST, ROUNDS = 3, 12
 """Rounds that there are at least, and should be: the shorter a turn, the more alike is the machine to all."""
 OPERATORS_SHARE = 0.25
-"""Of the time after starting up, for the operators by themselves."""
+"""Of the time, for the operators by themselves."""
 
 
 class ArmError(Exception):
@@ -107,13 +107,13 @@ class Bench:
 
     Args:
         arms: what is measured; what is found out is noted in them.
-        seconds: that it may take, if that is enough for starting up and the least number of rounds.
+        seconds: that it may take once all models are built, if that is enough for the least number of rounds.
         clock: tells seconds.
     """
 
     def __init__(self, arms: Sequence[Arm], seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.arms, self.seconds, self.clock = arms, seconds, clock
-        self.started, self.rounds = clock(), 0
+        self.started, self.rounds, self._asked = clock(), 0, 0
         self.workers: dict[str, Worker] = {}
 
     @property
@@ -136,7 +136,7 @@ class Bench:
         try:
             with (
                 ended_by_signals(_interrupted) as interruption,
-                Progress("Bench", max(1, round(self.seconds)), unit="second") as self._progress,
+                Progress("Bench", self._answers(LEAST), unit="answer") as self._progress,
             ):
                 self._start(interruption)
                 self._take_turns()
@@ -146,6 +146,10 @@ class Bench:
                 worker.end()
         if not any(arm.turns for arm in self.arms):
             raise ConfigError([f"{arm.name}: {arm.error}" for arm in self.arms])
+
+    def _answers(self, rounds: int) -> int:
+        """How many there are with so many rounds: of every arm its facts, its turns, memory and operators."""
+        return len(self.left) * (rounds + 3)
 
     def _start(self, interruption: Interruption) -> None:
         """All import what they need at once, and then build their models one after another."""
@@ -158,14 +162,17 @@ class Bench:
 
     def _take_turns(self) -> None:
         beginning = self.elapsed
-        end = beginning + (self.seconds - beginning) * (1 - OPERATORS_SHARE)
-        turn = max(0.0, end - beginning) / ROUNDS / max(1, len(self.left))
+        self._until = beginning + self.seconds
+        end = self._until - OPERATORS_SHARE * self.seconds
+        turn = (end - beginning) / ROUNDS / max(1, len(self.left))
         share = turn / max((arm.facts["step"] for arm in self.left), default=1)
         while self.left and (self.rounds < LEAST or self._another_fits(beginning, end)):
             for arm in self.left:
                 found = self._needed(arm, f"round {self.rounds + 1}, {arm.name}", do="turn", share=share, seconds=turn)
                 arm.turns += [found] if found else []
             self.rounds += 1
+            pace = (self.elapsed - beginning) / self.rounds
+            self._progress.total = self._answers(max(LEAST, self.rounds, int((end - beginning) / pace) if pace else 0))
         for arm in self.left:
             arm.memory = self._needed(arm, f"memory of {arm.name}", do="memory")
 
@@ -173,7 +180,7 @@ class Bench:
         return self.elapsed + (self.elapsed - beginning) / self.rounds <= end
 
     def _time_operators(self) -> None:
-        each = max(0.0, self.seconds - self.elapsed) / max(1, len(self.left))
+        each = max(0.0, self._until - self.elapsed) / max(1, len(self.left))
         for arm in self.left:
             try:
                 arm.operators = self._ask(arm, f"operators of {arm.name}", do="operators", seconds=each)
@@ -194,7 +201,8 @@ class Bench:
         Raises:
             ArmError: there is none, and why; the worker has been ended.
         """
-        self._progress.update(min(int(self.elapsed), self._progress.total - 1), doing)
+        self._progress.update(min(self._asked, self._progress.total - 1), doing)
+        self._asked += 1
         try:
             return self.workers[arm.name].ask(**question)
         except ArmError:
@@ -210,6 +218,7 @@ class Bench:
             "baseline": baseline.name,
             "device": next(arm.facts["device"] for arm in self.arms if arm.facts),
             "environment": environment(),
+            "model": _model(baseline),
             "seconds": self.elapsed,
             "rounds": self.rounds,
             "memory_counted": next((arm.memory["counted"] for arm in self.arms if arm.memory), None),
@@ -231,6 +240,16 @@ def bench(arms: Sequence[Arm], seconds: float) -> dict[str, Any]:
 
 def _interrupted(name: str) -> Interrupted:
     return Interrupted(f"{name} ended the benchmark; nothing was written.")
+
+
+def _model(arm: Arm) -> str:
+    """What is trained, apart from the connection, in a few words."""
+    assert arm.config
+    model, data, train = arm.config.model, arm.config.data, arm.config.train
+    return (
+        f"{model.layers} layers of {model.dim}, micro-batches of {train.micro_batch} x {data.seq_len} tokens, "
+        f"{train.batch_tokens:,} tokens a step"
+    )
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:

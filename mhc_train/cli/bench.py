@@ -26,7 +26,12 @@ def bench(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every option of conf/connection.")] = False,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1.0, help="How long it may take; three rounds are taken in any case.")
+        float,
+        typer.Option(
+            "--seconds",
+            min=1.0,
+            help="How long it may take once all models are built; three rounds are taken in any case.",
+        ),
     ] = 60.0,
     output: Annotated[
         Path | None,

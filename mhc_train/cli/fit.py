@@ -144,10 +144,10 @@ def _print_plan(config: "Config", json: bool) -> None:
     print_table("Memory", ("of", "MiB"), [(part, _mebibytes(size)) for part, size in memory.items()])
     print_table(
         "Recomputation",
-        ("train.recompute", "computed again", "kept, MiB", "peak, MiB", "saves, MiB", "forward again"),
+        ("train.recompute", "computed again", "kept, MiB", "peak, MiB", "saves, MiB", "of a forward pass"),
         [
             (row["recompute"], _computed_again(row), _mebibytes(row["activations"]), _mebibytes(row["peak"]),
-             _mebibytes(row["saved"]), f"{row['extra_forward']:.1%}")
+             _mebibytes(row["saved"]), "-" if row["extra_forward"] is None else f"{row['extra_forward']:.1%}")
             for row in document["recompute"]
         ],
     )  # fmt: skip
@@ -170,6 +170,8 @@ def _print_plan(config: "Config", json: bool) -> None:
 
 def _computed_again(row: dict[str, Any]) -> str:
     """What the backward pass makes a second time, in a few words."""
+    if row["streams_only"] and row["extra_forward"] is None:
+        return f"segments of {row['sublayers']}, but for products"
     if row["streams_only"]:
         return f"streams, from one state in {row['sublayers']}"
     return f"segments of {row['sublayers']} sublayers" if row["sublayers"] else "-"

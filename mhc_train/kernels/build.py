@@ -35,11 +35,16 @@ def library(streams: int) -> ctypes.CDLL | str:
     try:
         return _loaded(_built(command, streams), command, streams)
     except (OSError, subprocess.SubprocessError) as error:
-        # Of a compiler that hung, what it had written is bytes, and not what went wrong.
-        output = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
-        reason = f"{' '.join(command)} cannot build the C++ kernels ({_first_line(output or str(error))})"
+        reason = f"{' '.join(command)} cannot build the C++ kernels ({_told_by(error)})"
         say(f"Kernels: {reason}. Taking torch's operators, which are slower.")
         return reason
+
+
+def _told_by(error: OSError | subprocess.SubprocessError) -> str:
+    """What went wrong, in a line: a compiler's own words where it has failed and said any."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return _first_line(error.stderr or f"exit status {error.returncode}")
+    return _first_line(str(error))
 
 
 def compiler() -> str:

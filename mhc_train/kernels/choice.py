@@ -37,19 +37,29 @@ def choose(device: torch.device, dtype: torch.dtype, streams: int, dim: int) -> 
     Raises:
         ConfigError: MHC_KERNELS names no path.
     """
-    return _choose(os.environ.get(VARIABLE) or None, device.type, dtype, streams, dim)
+    return _choose(override(), device.type, dtype, streams, dim)
+
+
+def override() -> str | None:
+    """The path that the environment asks for; None where it leaves the choice.
+
+    Raises:
+        ConfigError: MHC_KERNELS names no path.
+    """
+    wanted = os.environ.get(VARIABLE) or None
+    if wanted not in (None, EAGER, COMPILED, TRITON):
+        raise ConfigError(f"{VARIABLE} = {wanted!r}: take {EAGER}, {COMPILED} or {TRITON}, or unset it")
+    return wanted
 
 
 @torch.compiler.assume_constant_result
 def chosen(device: str, dtype: torch.dtype, streams: int, dim: int) -> str:
     """The path alone, by the device's type; the compiler takes it for a constant."""
-    return _choose(os.environ.get(VARIABLE) or None, device, dtype, streams, dim).path
+    return _choose(override(), device, dtype, streams, dim).path
 
 
 @cache
 def _choose(wanted: str | None, device: str, dtype: torch.dtype, streams: int, dim: int) -> Choice:
-    if wanted not in (None, EAGER, COMPILED, TRITON):
-        raise ConfigError(f"{VARIABLE} = {wanted!r}: take {EAGER}, {COMPILED} or {TRITON}, or unset it")
     if wanted == EAGER:
         return Choice(EAGER, f"{VARIABLE} asks for it")
     if streams == 1:
@@ -61,7 +71,7 @@ def _choose(wanted: str | None, device: str, dtype: torch.dtype, streams: int, d
     if lacking is None:
         return Choice(path, f"{VARIABLE} asks for it" if wanted else _strength(path))
     if wanted:
-        say(f"{VARIABLE}={wanted} is not possible: {lacking}. Taking the eager path.")
+        _say_once(f"{VARIABLE}={wanted} is not possible: {lacking}. Taking the eager path.")
     return Choice(EAGER, lacking)
 
 
@@ -93,6 +103,12 @@ def _unable(device: str, capability: tuple[int, int], shared_memory: int) -> str
             f"the Triton kernels need {shared_memory // 1024} KiB of shared memory a block, more than {found.name} has"
         )
     return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    # Streams of several shapes, and matrices, are chosen for one by one.
+    say(message)
 
 
 def _strength(path: str) -> str:

@@ -17,8 +17,10 @@ def lacking(device: str, dtype: torch.dtype, streams: int, dim: int) -> str | No
     """Why there is no operator for such streams; None if there is one, built."""
     if device != "cpu" or dtype != torch.float32:
         return f"the C++ kernels are for float32 on a CPU, not for {str(dtype).removeprefix('torch.')} on {device}"
-    if streams > MOST_STREAMS or dim % LANES:
-        return f"the C++ kernels take up to {MOST_STREAMS} streams of a multiple of {LANES} channels"
+    if streams > MOST_STREAMS:
+        return f"the C++ kernels take up to {MOST_STREAMS} streams, not {streams}"
+    if dim % LANES:
+        return f"the C++ kernels need a width that is a multiple of {LANES}, not {dim}"
     built = library(streams)
     return built if isinstance(built, str) else None
 

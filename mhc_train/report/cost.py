@@ -1,6 +1,7 @@
 """What a benchmark of connections has measured, as tables, Markdown and a picture."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,17 @@ ARMS = (
     "memory",
     "of its",
 )
-OPERATORS = ("connection", "operator", "pass", "time", "moved", "of a copy's speed")
+OPERATORS = ("connection", "operator", "pass", "time", "least traffic over it", "of a copy's speed")
 NAMES = {"read": "read", "write": "write", "cross": "crossing"}
 MAPS = "A read and a crossing make the sublayer's maps, too: gates and the mixer, from the features."
 GROWTH = (
     "its growth from just before the model was built to the most of all steps. Where the whole process counts, its "
     "allocator's reserves do."
 )
+BUSY = "it counts where other work shares a CPU"
+UNMEASURED = "No operators: they are timed between two sublayers that both have several streams and the connection."
+WIDE = 0.15
+"""Distance between the quartiles of a ratio, as a share of it, beyond which it says little."""
 PARTS = "Of a step, fewer micro-batches than it has were measured, and its update once; it is told whole."
 BAR = 0.36
 """Height of a bar, of a row of 1."""
@@ -71,15 +76,33 @@ def remarks(document: Document) -> list[str]:
     return [
         *(f"{arm['name']}: {arm['error']}." for arm in arms if arm["error"]),
         *(f"{arm['name']}, operators: {arm['operators_error']}." for arm in arms if arm["operators_error"]),
-        f"{document['rounds']} rounds in which all take turns; ratios are of the same round. "
+        *_unsettled(arms),
+        f"{document['model']}. {document['rounds']} rounds in which all take turns; ratios are of the same round. "
         f"Device: {document['device']}.",
+        f"CPU time: the same ratio of what the processes had of the cores; {BUSY}.",
         *(f"Kernels {path}." for path in kernels),
-        f"By traffic: what the least bytes that a connection moves would add at a copy's speed.{copy} Moved: those "
-        "bytes over the measured time.",
-        *([MAPS] if any(arm["operators"] for arm in arms) else []),
+        f"By traffic: what the least bytes that a connection moves would add at a copy's speed; on a CPU, arithmetic "
+        f"takes most of the time.{copy}",
+        *([MAPS] if any(arm["operators"] for arm in arms) else [UNMEASURED]),
         *([f"Memory: {document['memory_counted']}; {GROWTH}"] if document["memory_counted"] else []),
         *([PARTS] if parts else []),
     ]
+
+
+def _unsettled(arms: Sequence[dict[str, Any]]) -> list[str]:
+    """Ratios whose quartiles are far apart, and pairs of arms whose quartiles overlap."""
+    ratios = {arm["name"]: arm["relative_step_time"] for arm in arms[1:] if arm["relative_step_time"]}
+    wide = [name for name, ratio in ratios.items() if ratio["high"] - ratio["low"] > WIDE * ratio["median"]]
+    alike = [
+        f"{one} and {other}"
+        for one, other in itertools.combinations(ratios, 2)
+        if ratios[one]["low"] <= ratios[other]["high"] and ratios[other]["low"] <= ratios[one]["high"]
+    ]
+    return [
+        *([f"Not settled: {', '.join(wide)}. The quartiles are far apart: the machine is busy, or there were too few "
+           "rounds. Type a larger --seconds."] if wide else []),
+        *([f"Not told apart, by their quartiles: {'; '.join(alike)}."] if alike else []),
+    ]  # fmt: skip
 
 
 def markdown(document: Document) -> str:
@@ -107,7 +130,8 @@ def picture(document: Document) -> str:
     measured = [arm for arm in document["arms"] if arm["relative_step_time"]]
     operators = [(arm["name"], arm["operators"]) for arm in measured if arm["operators"]]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 1.4 + 0.42 * max(len(measured), 2)), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(9.6, 1.8 + 0.42 * max(len(measured), 2)), layout="constrained", facecolor="white")
+        figure.suptitle(f"{document['model']}\n{document['device']}; {document['rounds']} rounds", fontsize="medium")
         left, right = figure.subplots(1, 2)
         _draw_arms(left, measured, document["baseline"])
         _draw_operators(right, operators)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mhc_train.errors import ConfigError
+from mhc_train.kernels.choice import override
 from mhc_train.schema import DataConfig, TrainConfig
 
 MOST_WORKERS = 8
@@ -57,8 +58,10 @@ def choose_device(config: TrainConfig, only_planned: bool = False) -> Device:
     """Resolve `train.device` and `train.precision`.
 
     Raises:
-        ConfigError: a device was asked for that this machine does not have, unless it is only planned for.
+        ConfigError: a device was asked for that this machine does not have, unless it is only planned for; or the
+            environment asks for kernels that there are not.
     """
+    override()  # before a run is begun in vain
     if config.threads:
         torch.set_num_threads(config.threads)
     name, why = _best_device() if config.device == "auto" else (config.device, "asked for")

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import TINY, run_command
 
 from mhc_train.cli.bench import _made
@@ -90,13 +91,25 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_starts(
     assert "Bench:" not in said and "--output" in said
 
 
-def test_a_benchmark_that_measures_nothing_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["bench", "fit"])
+def test_kernels_that_there_are_not_are_refused_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MHC_KERNELS", "nonsense")
-    assert run_command(monkeypatch, "bench", *ARGUMENTS, "--arm", "mhc", f"runs_dir={tmp_path / 'runs'}") == 2
-    assert "MHC_KERNELS" in capsys.readouterr().err
-    assert not list((tmp_path / "runs").iterdir())
+    assert run_command(monkeypatch, command, *ARGUMENTS, f"runs_dir={tmp_path / 'runs'}") == 2
+    said = capsys.readouterr().err
+    assert "MHC_KERNELS" in said and "Bench:" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_there_is_not_is_refused_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*ARGUMENTS, "train.device=cuda", f"runs_dir={tmp_path / 'runs'}"]
+    assert run_command(monkeypatch, "bench", *asked) == 2
+    said = capsys.readouterr().err
+    assert said.count("sees none here") == 1 and "Bench:" not in said
 
 
 def test_a_directory_that_was_there_before_stays(tmp_path: Path) -> None:

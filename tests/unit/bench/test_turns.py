@@ -11,6 +11,7 @@ from tiny import TINY
 from mhc_train.bench import turns
 from mhc_train.bench.arms import Arm, plan
 from mhc_train.errors import ConfigError, Interrupted
+from mhc_train.progress import Progress
 from mhc_train.report import cost
 
 WALL = {"residual": 1.0, "hc": 1.25, "mhc": 1.5}
@@ -213,3 +214,26 @@ def test_a_signal_while_a_process_starts_ends_that_one_too(pretended: None, monk
     with pytest.raises(Interrupted, match="SIGTERM ended the benchmark"):
         document_of(planned(asked=("hc", "mhc")))
     assert [worker.ended for worker in Pretender.all] == [True, True]
+
+
+def test_what_was_not_settled_is_said(pretended: None) -> None:
+    document = document_of(planned(asked=("hc", "mhc")), seconds=1.0)
+    _, hc, mhc = document["arms"]
+    hc["relative_step_time"] = {"median": 1.10, "low": 1.09, "high": 1.12}
+    mhc["relative_step_time"] = {"median": 1.20, "low": 1.19, "high": 1.21}
+    assert not [line for line in cost.remarks(document) if line.startswith("Not ")]
+    mhc["relative_step_time"] = {"median": 1.20, "low": 1.05, "high": 1.30}
+    unsettled, alike = (line for line in cost.remarks(document) if line.startswith("Not "))
+    assert unsettled.startswith("Not settled: mhc.") and "--seconds" in unsettled
+    assert alike.endswith("hc and mhc.")
+
+
+def test_progress_counts_answers_and_learns_how_many_there_will_be(
+    pretended: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(Progress, "update", lambda self, done, facts: seen.append((done, self.total)))
+    document = document_of(planned(asked=("hc",)), seconds=60.0)
+    asked = 2 * (document["rounds"] + 3)
+    assert seen[0] == (0, 2 * (turns.LEAST + 3)) and seen[-1] == (asked - 1, asked)
+    assert [done for done, _ in seen] == list(range(asked))

@@ -107,9 +107,19 @@ def test_streams_of_half_the_precision_are_kept_in_half_the_memory(recompute: st
 
 
 def test_the_plan_says_what_it_does_not_know() -> None:
-    assert plan(composed("connection=mhc", "train.compile=false"))["remarks"] == []
-    said = plan(composed("connection=mhc", "train.compile=true", "train.recompute=streams"))["remarks"]
-    assert "not compiled" in said[0] and "runs segments of 2 sublayers again" in said[1]
+    document = plan(composed("connection=mhc", "train.compile=true", "train.recompute=streams"))
+    assert "not compiled" in document["remarks"][-2]
+    assert "runs segments of 2 sublayers again" in document["remarks"][-1]
+    extra = {row["recompute"]: row["extra_forward"] for row in document["recompute"]}
+    assert extra["streams"] is None and extra["auto"] > 0.5
+
+
+def test_the_plan_names_the_plain_residuals_peak() -> None:
+    hyper, residual = plan(composed("connection=mhc")), plan(composed("connection=residual"))
+    assert hyper["residual_peak"] == residual["residual_peak"] == residual["memory"]["peak"]
+    ratio = hyper["memory"]["peak"] / residual["memory"]["peak"]
+    assert ratio > 1 and f"{ratio:.2f} of it" in " ".join(hyper["remarks"])
+    assert "of it" not in " ".join(residual["remarks"])
 
 
 def test_a_segment_that_runs_again_is_gathered_whole() -> None:
