@@ -113,6 +113,8 @@ def main() -> None:
 
     if not chosen.smoke and not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device here; --smoke runs everything tiny on the CPU.")
+    if chosen.smoke:
+        print("Tiny, in Triton's interpreter: that everything runs is all that this shows; the times mean nothing.")
     folder = chosen.output or (None if chosen.smoke else RESULTS)
     document = measure(
         chosen, Clock(chosen.minutes), lambda found: write_json("gpu", found, folder) if folder else None

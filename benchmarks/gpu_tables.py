@@ -30,7 +30,8 @@ def kernels(_: str, found: dict[str, Any]) -> Iterable[str]:
         [
             (
                 row["operator"], row.get("dim", ""), row["direction"], row["ms"], row["spread"],
-                f"{row.get('bytes_per_second', 0) / 1e12:.3g}", f"{row.get('share_of_copy', 0):.0%}",
+                f"{row['bytes_per_second'] / 1e12:.3g}" if "bytes_per_second" in row else "-",
+                f"{row['share_of_copy']:.0%}" if "share_of_copy" in row else "-",
             )
             for row in found["rows"]
         ],
