@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ UNMEASURED = "No operators: they are timed between two sublayers that both have 
 WIDE = 0.15
 """Distance between the quartiles of a ratio, as a share of it, beyond which it says little."""
 PARTS = "Of a step, fewer micro-batches than it has were measured, and its update once; it is told whole."
+LABEL = 20
+"""Letters of a line beside an axis."""
 BAR = 0.36
 """Height of a bar, of a row of 1."""
 
@@ -90,19 +93,18 @@ def remarks(document: Document) -> list[str]:
 
 
 def _unsettled(arms: Sequence[dict[str, Any]]) -> list[str]:
-    """Ratios whose quartiles are far apart, and pairs of arms whose quartiles overlap."""
+    """Ratios whose quartiles are far apart, and arms whose quartiles reach into those of the next dearer one."""
     ratios = {arm["name"]: arm["relative_step_time"] for arm in arms[1:] if arm["relative_step_time"]}
     wide = [name for name, ratio in ratios.items() if ratio["high"] - ratio["low"] > WIDE * ratio["median"]]
-    alike = [
-        f"{one} and {other}"
-        for one, other in itertools.combinations(ratios, 2)
-        if ratios[one]["low"] <= ratios[other]["high"] and ratios[other]["low"] <= ratios[one]["high"]
-    ]
-    return [
-        *([f"Not settled: {', '.join(wide)}. The quartiles are far apart: the machine is busy, or there were too few "
-           "rounds. Type a larger --seconds."] if wide else []),
-        *([f"Not told apart, by their quartiles: {'; '.join(alike)}."] if alike else []),
-    ]  # fmt: skip
+    dearer = itertools.pairwise(sorted(ratios, key=lambda name: ratios[name]["median"]))
+    alike = [f"{one} and {other}" for one, other in dearer if ratios[one]["high"] >= ratios[other]["low"]]
+    said = []
+    if wide:
+        said.append(
+            f"Not settled: {', '.join(wide)}. The quartiles are far apart: the machine is busy, or there were too few "
+            "rounds. Type a larger --seconds."
+        )
+    return [*said, *([f"Not told apart, by their quartiles: {'; '.join(alike)}."] if alike else [])]
 
 
 def markdown(document: Document) -> str:
@@ -153,7 +155,7 @@ def _draw_arms(axes: Axes, arms: Sequence[dict[str, Any]], baseline: str) -> Non
     axes.barh([place + BAR / 2 for place in places], memories, BAR, color=COLOURS[1], label="peak memory")
     axes.set_axisbelow(True)
     axes.axvline(1, linewidth=1, color="black")
-    axes.set_yticks(list(places), [arm["name"] for arm in arms])
+    axes.set_yticks(list(places), [_wrapped(arm["name"]) for arm in arms])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"times the {baseline}'s")
@@ -171,7 +173,7 @@ def _draw_operators(axes: Axes, arms: Sequence[tuple[str, list[dict[str, Any]]]]
                 fillstyle="full" if filled else "none", label=f"{NAMES[found['operator']]}, {found['direction']}",
                 clip_on=False,
             )  # fmt: skip
-    axes.set_yticks(range(len(arms)), [name for name, _ in arms])
+    axes.set_yticks(range(len(arms)), [_wrapped(name) for name, _ in arms])
     axes.set_ylim(max(len(arms), 1) - 0.5, -0.5)
     axes.set_xlim(0, None)
     axes.set_xlabel("least traffic over time, % of a copy's speed")
@@ -179,6 +181,11 @@ def _draw_operators(axes: Axes, arms: Sequence[tuple[str, list[dict[str, Any]]]]
     known = dict(zip(names, handles, strict=True))
     if known:
         axes.legend(known.values(), known.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+
+
+def _wrapped(name: str) -> str:
+    """Beside an axis, which a long line would leave no room for."""
+    return textwrap.fill(name, LABEL, break_long_words=False)
 
 
 def _arm_row(arm: dict[str, Any]) -> list[str]:

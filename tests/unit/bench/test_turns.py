@@ -228,6 +228,13 @@ def test_what_was_not_settled_is_said(pretended: None) -> None:
     assert alike.endswith("hc and mhc.")
 
 
+def test_long_names_leave_room_for_the_picture(pretended: None) -> None:
+    long = "mhc connection.streams=2 connection.where=attention train.recompute=streams"
+    document = document_of(planned(asked=("mhc", long)), seconds=1.0)
+    assert len(document["arms"][2]["name"]) > 40
+    assert "<svg" in cost.picture(document)  # a warning would be an error
+
+
 def test_progress_counts_answers_and_learns_how_many_there_will_be(
     pretended: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
