@@ -132,7 +132,9 @@ def picture(document: Document) -> str:
     measured = [arm for arm in document["arms"] if arm["relative_step_time"]]
     operators = [(arm["name"], arm["operators"]) for arm in measured if arm["operators"]]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 1.8 + 0.42 * max(len(measured), 2)), layout="constrained", facecolor="white")
+        lines = max((_wrapped(arm["name"]).count("\n") + 1 for arm in measured), default=1)
+        height = 1.8 + max(0.42, 0.2 * lines) * max(len(measured), 2)
+        figure = Figure(figsize=(9.6, height), layout="constrained", facecolor="white")
         figure.suptitle(f"{document['model']}\n{document['device']}; {document['rounds']} rounds", fontsize="medium")
         left, right = figure.subplots(1, 2)
         _draw_arms(left, measured, document["baseline"])
