@@ -65,10 +65,18 @@ def plan(
         options = groups(config_dir)["connection"] if every else USUAL
         arms += [_option(name, overrides, config_name, config_dir) for name in options if name != BASELINE]
         arms.append(Arm("", list(overrides), compose(overrides, config_name, config_dir)))
+    return _named(_distinct(arms))
+
+
+def check_devices(arms: Sequence[Arm]) -> None:
+    """Find out what this machine does not have before any arm starts.
+
+    Raises:
+        ConfigError: the device of an arm, or the kernels that the environment asks for.
+    """
     for arm in arms:
         if arm.config:
             choose_device(arm.config.train)
-    return _named(_distinct(arms))
 
 
 def _words(text: str) -> list[str]:

@@ -61,7 +61,7 @@ def bench(
 
     mhc-train bench model=1b train=gpu --all --json
     """
-    from mhc_train.bench.arms import plan
+    from mhc_train.bench.arms import check_devices, plan
     from mhc_train.bench.turns import bench as measure
     from mhc_train.cli.output import print_json
     from mhc_train.config.compose import compose
@@ -71,6 +71,7 @@ def bench(
     if not seconds <= LONGEST:  # or no number
         raise ConfigError(f"--seconds {seconds:g}: type a number from 1 to {LONGEST}, a week.")
     arms = plan(overrides or [], arm or [], every, config_name, config_dir)
+    check_devices(arms)
     runs_dir = Path(compose(overrides or [], config_name, config_dir).runs_dir)
     with _made(output or new_run_path(runs_dir, "bench"), asked_for=output is not None) as directory:
         document = measure(arms, seconds)
