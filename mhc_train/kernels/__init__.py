@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhc_train.kernels import eager
-from mhc_train.kernels.choice import EAGER, Choice, choose, chosen
+from mhc_train.kernels.choice import ANY_WIDTH, EAGER, Choice, choose, chosen
 
 __all__ = [
+    "ANY_WIDTH",
     "Choice",
     "Projection",
     "Reading",
@@ -23,8 +24,6 @@ __all__ = [
     "sinkhorn",
     "write",
 ]
-
-ANY_WIDTH = 64
 
 
 class Write(NamedTuple):

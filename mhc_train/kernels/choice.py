@@ -12,6 +12,8 @@ from mhc_train.errors import ConfigError
 EAGER, COMPILED, TRITON = "eager", "compiled", "triton"
 VARIABLE = "MHC_KERNELS"
 """The environment variable that overrides the choice."""
+ANY_WIDTH = 64
+"""A number of channels that all kernels take, where there are none."""
 
 
 class Choice(NamedTuple):

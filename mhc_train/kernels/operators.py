@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from mhc_train.kernels import allocate
-from mhc_train.kernels.choice import TRITON, chosen
-
-ANY_WIDTH = 64
-"""A number of channels that all kernels take, where there are none."""
+from mhc_train.kernels.choice import ANY_WIDTH, TRITON, chosen
 
 
 def _kernels(like: Tensor, streams: int, dim: int) -> Any:
